@@ -48,23 +48,25 @@ class WeightedF1(_WeightedScore):
 
 # %% ../nbs/42_callbacks.ipynb #c8d96f03
 class TrainingDiverged(RuntimeError):
-    "The loss is no longer finite: the weights are lost, and the rate was too high"
+    "The loss has left all bounds: the weights are lost, and the rate was too high"
 
 class StopAtDivergence(Callback):
-    "Stop training with `TrainingDiverged` when the loss is no longer finite"
+    "Stop training with `TrainingDiverged` when the loss is not finite or a hundred times what it was at first"
     order, run_valid = 70, False
     def __init__(self,
         every: int = 50, # batches between two looks at the loss
+        factor: float = 100., # how many times the first loss is too much (of a first loss of at least 1)
     ):
-        self.every = every
+        self.every, self.factor = every, factor
 
-    def before_fit(self): self.run = not any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
+    def before_fit(self): self.run, self.limit = not any(isinstance(cb, LRFinder) for cb in self.learn.cbs), None
     def after_batch(self):
-        if self.iter % self.every == 0 or self.iter == self.n_iter - 1: self._look()
-    def _look(self):
-        if torch.isfinite(self.loss): return
+        if self.iter % self.every == 0 or self.iter == self.n_iter - 1: self._look(self.loss.item())
+    def _look(self, loss):
+        if self.limit is None: self.limit = self.factor * max(1., loss)
+        if loss <= self.limit < float('inf'): return
         lr = self.opt.hypers[-1]['lr']
-        raise TrainingDiverged(f'the loss is {self.loss.item()} in epoch {self.epoch}, batch {self.iter} of {self.n_iter}, at a learning rate of {lr:.3g}: '
+        raise TrainingDiverged(f'the loss is {loss:.3g} in epoch {self.epoch}, batch {self.iter} of {self.n_iter}, at a learning rate of {lr:.3g}: '
                                'the weights are lost. Make a new learner and halve the peak rate; learn.lr_sweep() shows how high it may be')
 
 # %% ../nbs/42_callbacks.ipynb #17f6208b

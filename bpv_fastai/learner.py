@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from fastai.callback.fp16 import MixedPrecision  # brings `to_fp16` and `to_bf16` with it
@@ -18,6 +19,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
+from matplotlib.axes import Axes
 
 from .callbacks import StopAtDivergence, WeightedF1, WeightedPrecision, WeightedRecall
 from .dataloaders import TitleDataLoaders, TitleDL
@@ -69,6 +71,21 @@ class TitleLearner(Learner):
         sweep = pd.concat([self.lr_sweep(end_lr, n_epoch, m, show_plot=False) for m in moms], ignore_index=True)
         if show_plot: plot_sweep(sweep)
         return sweep
+
+    def plot_training(self,
+        axs: Sequence[Axes] | None = None, # two axes to draw on; a new figure if None
+    ) -> Sequence[Axes]: # what was drawn on
+        "Losses and rate of the last fit. Raises `ValueError` if there was none, or predicting since has emptied fastai's recorder"
+        losses, values = np.array([float(o) for o in self.recorder.losses]), np.array(self.recorder.values, dtype=float)
+        if not len(losses): raise ValueError('nothing is recorded: call this after a fit and before validate or get_preds')
+        axs = plt.subplots(1, 2, figsize=(9, 2.6), layout='constrained')[1] if axs is None else axs
+        epochs = np.arange(1, len(losses) + 1) / len(self.dls.train)
+        axs[0].plot(epochs, losses, lw=1, label='training, smoothed')
+        if values.ndim == 2: axs[0].plot(np.arange(1, len(values) + 1), values[:, 1], 'o-', ms=3, label='validation')
+        axs[1].plot(epochs, self.recorder.lrs)
+        axs[0].set(xlabel='epochs', ylabel='loss'); axs[0].legend(frameon=False)
+        axs[1].set(xlabel='epochs', ylabel='learning rate')
+        return axs
 
     def show_results(self,
         ds_idx: int = 1, # which of `dls`, if `dl` is None

@@ -1,0 +1,13 @@
+"The public names of all modules."
+from .baseline import *
+from .callbacks import *
+from .catalog import *
+from .dataloaders import *
+from .encoder import *
+from .interpret import *
+from .learner import *
+from .metrics import *
+from .pooling import *
+from .sampler import *
+from .schedule import *
+from .titles import *

@@ -1,0 +1,152 @@
+"Reading tables, good ones and bad ones."
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpv_fastai.catalog import CatalogError, catalog_report, read_catalog, split_catalog, synthetic_catalog
+
+good = pd.DataFrame(dict(title=['Olive oil', 'Say "cheese"', 'Tee, grün', "it's 5'"], category=['1>2', '3', '1>2', '4']))
+
+
+def read(source, **kwargs): return read_catalog(source, verbose=False, **kwargs)
+
+
+@pytest.mark.parametrize('name', ['t.tsv', 't.txt', 't.tsv.gz', 't.csv', 't.csv.gz', 't.parquet', 't.pq', 'T.TSV'])
+def test_every_kind_of_file_gives_the_same_table(tmp_path, name):
+    path = tmp_path/name
+    if 'parquet' in name or 'pq' in name: good.to_parquet(path)
+    elif 'csv' in name: good.to_csv(path, index=False)
+    else:
+        text = ''.join(f'{t}\t{c}\n' for t, c in good.values)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith('gz') else text.encode())
+    assert read(path).values.tolist() == good.values.tolist()
+
+
+@pytest.mark.parametrize('text', ['a\tx\r\nb\ty\r\n', 'a\tx\nb\ty', '\ufeffa\tx\nb\ty\n', 'title\tcategory\na\tx\nb\ty\n', 'category\tid\ttitle\nx\t1\ta\ny\t2\tb\n'])
+def test_line_ends_byte_order_marks_and_headers(tmp_path, text):
+    (tmp_path/'t.tsv').write_bytes(text.encode())
+    assert read(tmp_path/'t.tsv').values.tolist() == [['a', 'x'], ['b', 'y']]
+
+
+def test_columns_by_position(tmp_path):
+    (tmp_path/'t.tsv').write_text('1\tx\ta\n2\ty\tb\n')
+    (tmp_path/'t.csv').write_text('1,x,a\n2,y,"b"\n')
+    for name in ('t.tsv', 't.csv'):
+        assert read(tmp_path/name, title_col=2, category_col=1).values.tolist() == [['a', 'x'], ['b', 'y']]
+
+
+bad_files = {
+    'empty.tsv': (b'', 'the file is empty'),
+    'empty.tsv.gz': (gzip.compress(b''), 'the file is empty'),
+    'one.tsv': (b'only titles\nno categories\n', 'row 1: 1 columns where 2 are expected'),
+    'three.tsv': (b'a\tx\na\tb\tx\n', 'row 2: 3 columns where 2 are expected'),
+    'blank.tsv': (b'a\tx\n\nb\ty\n', 'row 2: 1 columns where 2 are expected'),
+    'title.tsv': (b'a\tx\n\ty\n', "row 2, column 'title': empty"),
+    'category.tsv': (b'a\tx\nb\t \n', "row 2, column 'category': empty"),
+    'bytes.tsv': (b'a\tx\nb\xff\ty\n', "row 2, column 'title': byte 0xff is not UTF-8"),
+    'nul.tsv': (b'a\tx\nb\0\ty\n', "row 2, column 'title': holds a NUL character"),
+    'utf16.tsv': ('a\tx\n'.encode('utf-16'), 'UTF-16'),
+    'header.csv': (b'name,id\na,x\n', "no column 'title', 'category'"),
+    'quote.csv': (b'title,category\na,x\n"b,y\nc,z\n', 'row 3'),
+    'short.csv': (b'title,category\na\n', 'row 2: 1 columns where 2 are expected'),
+    'rowless.csv': (b'title,category\n', 'no rows'),
+    'broken.tsv.gz': (b'\x1f\x8b\x08\x00 not gzip at all', 'damaged or not gzip'),
+    'cut.tsv.gz': (gzip.compress(b'a\tx\n' * 1000)[:-20], 'damaged or not gzip'),
+    'plain.tsv.gz': (b'a\tx\n', 'damaged or not gzip'),
+    'table.parquet': (b'PAR1 no table', 'not a readable table'),
+    'table.xlsx': (b'PK', 'does not tell what it is'),
+}
+
+
+@pytest.mark.parametrize('name', bad_files)
+def test_a_bad_file_gets_one_clear_sentence(tmp_path, name):
+    content, says = bad_files[name]
+    (tmp_path/name).write_bytes(content)
+    with pytest.raises(CatalogError) as e: read(tmp_path/name)
+    assert says in str(e.value) and name in str(e.value) and '\n' not in str(e.value)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(CatalogError, match='there is no such file'): read(tmp_path/'none.tsv')
+    (tmp_path/'folder.tsv').mkdir()
+    with pytest.raises(CatalogError, match='folder'): read(tmp_path/'folder.tsv')
+
+
+@pytest.mark.parametrize('column', ['title', 'category'])
+@pytest.mark.parametrize('value,says', [(None, 'missing'), (float('nan'), 'missing'), (pd.NA, 'missing'), ('', 'empty'), ('\t ', 'empty'), ('a\0', 'NUL'),
+                                        ('\ud800', 'surrogate'), ([1], 'a list, not text'), (b'x', 'a bytes, not text'), (True, 'a bool, not text')])
+def test_bad_cells_of_a_dataframe(column, value, says):
+    df = pd.DataFrame({c: pd.Series(['a', 'b', 'c'], index=[10, 20, 30], dtype=object) for c in ('title', 'category')})
+    df.at[20, column] = value
+    with pytest.raises(CatalogError, match=f"row 20, column '{column}'.*{says}"): read(df)
+    kept = read(df, on_bad='drop')
+    assert kept.index.tolist() == [10, 30]
+    bad = catalog_report(kept).bad_rows
+    assert bad.row.tolist() == [20] and bad.column.tolist() == [column] and catalog_report(kept)['dropped'] == 1
+
+
+def test_a_row_with_two_bad_cells_counts_once():
+    kept = read(pd.DataFrame(dict(title=['a', None], category=['x', ''])), on_bad='drop')
+    assert catalog_report(kept)['dropped'] == 1 and len(catalog_report(kept).bad_rows) == 2
+
+
+def test_numbers_become_text():
+    df = read(pd.DataFrame(dict(title=[501, 502.5], category=[7, 8])))
+    assert df.values.tolist() == [['501', '7'], ['502.5', '8']]
+    assert read(pd.DataFrame(dict(title=['a', 'b'], category=[7., np.nan])), on_bad='drop').category.tolist() == ['7']
+
+
+def test_nothing_usable_and_wrong_arguments():
+    with pytest.raises(CatalogError, match='none of the 2 rows'): read(pd.DataFrame(dict(title=['', ''], category=['x', 'y'])), on_bad='drop')
+    with pytest.raises(CatalogError, match='no rows'): read(pd.DataFrame(dict(title=[], category=[])))
+    with pytest.raises(ValueError, match='on_bad'): read(good, on_bad='skip')
+
+
+def test_repeats_are_counted_and_kept():
+    df = read(pd.DataFrame(dict(title=list('aabbc'), category=list('xyzzz'))))
+    report = catalog_report(df)
+    assert (len(df), report['repeated'], report['ambiguous']) == (5, 2, 1)
+
+
+def test_the_report_outlives_a_trip_to_parquet(tmp_path):
+    df = read(pd.DataFrame(dict(title=['a', None], category=['x', 'y'])), on_bad='drop')
+    df.to_parquet(tmp_path/'t.parquet')
+    assert catalog_report(pd.read_parquet(tmp_path/'t.parquet')).bad_rows.row.tolist() == [1]
+    assert len(pd.concat([df, df])) == 2
+
+
+@given(st.lists(st.tuples(*[st.text(st.characters(exclude_characters='\0\r\n\t', exclude_categories=['Cs']), min_size=1).filter(str.strip)] * 2), min_size=1))
+@settings(max_examples=200, deadline=None)
+def test_tsv_gives_back_any_text(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp('tsv')/'t.tsv'
+    path.write_text(''.join(f'{t}\t{c}\n' for t, c in rows), encoding='utf-8', newline='')
+    if rows[0][0].startswith('\ufeff') or set(rows[0]) == {'title', 'category'}: return
+    assert list(map(tuple, read(path).values)) == rows
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=300), st.floats(0, .95), st.integers(0, 99))
+@settings(max_examples=200, deadline=None)
+def test_split_is_stratified_and_leaves_each_category_in_training(categories, valid_pct, seed):
+    df = pd.DataFrame(dict(title=[str(i) for i in range(len(categories))], category=[str(c) for c in categories]))
+    try: train, valid = split_catalog(df, valid_pct, seed)
+    except CatalogError:
+        assert df.category.value_counts().mul(valid_pct).sum() < df.category.nunique() + 1
+        return
+    assert sorted([*train.index, *valid.index]) == list(range(len(df)))
+    for category, n in df.category.value_counts().items():
+        taken = (valid.category == category).sum()
+        assert taken <= n - 1 and (abs(taken - n * valid_pct) < 1 + 1e-6 or taken == n - 1)
+
+
+def test_synthetic_catalog_has_the_shape_of_the_challenge():
+    df = synthetic_catalog(100_000, 500, seed=5)
+    lengths, counts = df.title.str.len(), df.category.value_counts()
+    assert lengths.min() >= 1 and lengths.max() <= 274 and 55 < lengths.mean() < 70
+    assert (lengths == 80).sum() > 5 * (lengths == 79).sum()
+    assert len(counts) == 500 and counts.iloc[0] > 20 * counts.iloc[250] and df.category.str.count('>').nunique() > 1
+    assert not df.equals(synthetic_catalog(100_000, 500, seed=6))
+    assert len(synthetic_catalog(1, 1)) == 1 and len(synthetic_catalog(3, 100)) == 3

@@ -1,0 +1,87 @@
+"Views, classifier and encoder against loops; a title's logits alone and in any batch."
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpv_fastai.catalog import synthetic_catalog
+from bpv_fastai.dataloaders import TitleDataLoaders
+from bpv_fastai.learner import bpv_learner
+from bpv_fastai.pooling import PoolingLinearClassifier, TitleClassifier, pool_views, views
+
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def slow_views(output, mask, names):
+    "Each title by itself, in float64, from its own states only"
+    rows = []
+    for states, padding in zip(output.double(), mask):
+        own = [s for s, p in zip(states, padding) if not p]
+        if not own: rows.append(torch.zeros(len(names) * output.shape[2], dtype=torch.float64)); continue
+        own = torch.stack(own)
+        made = dict(last=own[-1], avg=own.mean(0), max=own.max(0)[0], min=own.min(0)[0])
+        rows.append(torch.cat([made[n] for n in names]))
+    return torch.stack(rows)
+
+
+@given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 5), st.sampled_from(['behind', 'before', 'anywhere']),
+       st.lists(st.sampled_from(list(views)), min_size=1, max_size=5), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 99))
+@settings(max_examples=300, deadline=None)
+def test_views_equal_a_loop(bs, longest, nh, where, names, dtype, seed):
+    gen = torch.Generator().manual_seed(seed)
+    output = torch.randn(bs, longest, nh, generator=gen).to(dtype)
+    lengths = torch.randint(0, longest + 1, (bs, 1), generator=gen)
+    mask = torch.arange(longest) >= lengths if where == 'behind' else torch.arange(longest) < lengths
+    if where == 'anywhere': mask = torch.rand(bs, longest, generator=gen) < .5
+    output[mask] = torch.nan  # what a view must not see
+    got = pool_views(output.to(device), mask.to(device), names).cpu()
+    assert got.dtype == dtype and got.isfinite().all()
+    tolerance = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    assert torch.allclose(got.double(), slow_views(output, mask, names), atol=tolerance, rtol=tolerance)
+
+
+def test_no_gradient_flows_from_padding():
+    output = torch.randn(3, 8, 4, requires_grad=True)
+    mask = torch.arange(8) >= torch.tensor([[3], [8], [1]])
+    pool_views(output, mask).sum().backward()
+    assert (output.grad[mask] == 0).all() and output.grad.isfinite().all() and (output.grad[~mask] != 0).any()
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+def test_logits_of_a_title_are_the_same_alone_and_in_a_batch(backwards, cell):
+    df = synthetic_catalog(2_000, 20)
+    dls = TitleDataLoaders.from_df(df, bs=64, backwards=backwards, verbose=False)
+    model = bpv_learner(dls, nh=64, cell=cell).model.eval()
+    titles = df.title.sample(200, random_state=0).tolist()
+    with torch.no_grad():
+        alone = torch.cat([model(dls.test_dl([t]).one_batch()[0]) for t in titles])
+        for bs in (7, 64, 200):
+            dl = dls.test_dl(titles, bs=bs)
+            together = torch.cat([model(b[0]) for b in dl])[np.argsort(dl.get_idxs())]
+            assert (alone - together).abs().max() < 1e-5
+
+
+def test_half_precision_does_not_see_padding_either():
+    model = TitleClassifier(60, 9, nh=32).eval()
+    lengths = torch.randint(1, 50, (40,))
+    x = torch.randint(3, 60, (40, 50)).masked_fill(torch.arange(50) >= lengths[:, None], 0)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        together = model(x)
+        alone = torch.cat([model(x[i:i + 1, :n]) for i, n in enumerate(lengths)])
+    assert (together - alone).abs().max() < .05
+
+
+def test_the_paper_sizes():
+    assert sum(p.numel() for p in TitleClassifier(128, 3_008).parameters()) == 9_426_112
+    assert TitleClassifier(128, 10).encoder.emb.weight.shape == (128, 50)
+    model = TitleClassifier(128, 10, views=('last', 'avg', 'max'), drop_mult=.5)
+    assert model.head.layers[1].in_features == 3 * 512
+    assert (model.encoder.emb_drop.p, model.encoder.rnn.dropout, model.head.layers[0].p) == (.075, .125, .175)
+
+
+def test_head_takes_fastai_arguments():
+    head = PoolingLinearClassifier(dims=[8, 5, 3], ps=[.1, .2], bptt=72, y_range=None, views=('last', 'min'))
+    logits, raw, out = head((torch.randn(2, 6, 4), torch.zeros(2, 6, dtype=torch.bool)))
+    assert logits.shape == (2, 3) and raw is out and raw.shape == (2, 6, 4)

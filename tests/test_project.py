@@ -1,0 +1,52 @@
+"The project itself: nothing skipped, README in step, house rules that a machine can read."
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parent.parent
+notebooks = sorted((root/'nbs').glob('*.ipynb'))
+
+
+def cells(path): return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+
+
+@pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
+def test_no_notebook_is_skipped_and_cells_are_short(path):
+    assert not path.name.startswith('_')
+    for kind, source in cells(path):
+        assert 'skip_exec' not in source and '#| eval: false' not in source
+        if kind == 'code' and source.startswith('#| export'):
+            assert 'import *' not in source and len(source.splitlines()) <= 45
+    code = [s for k, s in cells(path) if k == 'code']
+    if any(s.startswith('#| export') for s in code): assert any('test_' in s for s in code)
+
+
+def test_every_module_comes_from_a_notebook():
+    exported = {re.search(r'#\| default_exp (\w+)', s)[1] for p in notebooks for k, s in cells(p) if '#| default_exp' in s and k == 'code'}
+    assert {p.stem for p in (root/'bpv_fastai').glob('*.py')} == exported | {'__init__', '_modidx', 'all'}
+
+
+def test_only_lower_numbers_are_imported():
+    number = {re.search(r'#\| default_exp (\w+)', s)[1]: p.stem[:2] for p in notebooks for k, s in cells(p) if '#| default_exp' in s and k == 'code'}
+    plain = {'catalog', 'titles', 'sampler', 'encoder', 'pooling', 'metrics', 'baseline'}
+    for name, own in number.items():
+        tree = ast.parse((root/'bpv_fastai'/f'{name}.py').read_text(encoding='utf-8'))
+        modules = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        for m in modules:
+            if m.startswith('bpv_fastai.'): assert number[m.split('.')[1]] < own, f'{name} imports {m}'
+        if name in plain: assert not any(m.startswith('fastai') for m in modules), f'{name} knows fastai'
+
+
+def test_every_public_name_is_documented():
+    for path in (root/'bpv_fastai').glob('*.py'):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'): assert ast.get_docstring(node), f'{path.name}: {node.name}'
+
+
+def test_readme_is_the_index_notebook():
+    pytest.importorskip('nbconvert', reason='a development tool')
+    import runpy
+    assert runpy.run_path(str(root/'readme.py'))['readme']() == (root/'README.md').read_text(encoding='utf-8')
