@@ -121,8 +121,8 @@ def _run_demo(rows, epochs, nh, bs, lr, seed, catalog, title_col, category_col, 
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all
-    epochs: int = 12, # passes over the training titles
-    nh: int = 128, # width of a recurrent layer (the paper: 512)
+    epochs: int = 16, # passes over the training titles
+    nh: int = 160, # width of a recurrent layer (the paper: 512)
     bs: int = 128, # titles in a batch
     lr: float = 1., # peak learning rate
     seed: int = 42, # of the sample, the split and the weights

@@ -18,28 +18,41 @@ from .metrics import category_report, confused_pairs
 from .titles import decode_tokens
 
 # %% ../nbs/44_interpret.ipynb #8abf699d
-class TitleInterpretation:
-    "Mistakes of a learner on labelled titles, in memory proportional to the number of titles"
-    def __init__(self,
-        dl: TitleDL, # the titles
-        preds: np.ndarray, # (n,) predicted category ids
-        probs: np.ndarray, # (n,) their probabilities
-        targs: np.ndarray, # (n,) true category ids
-        losses: np.ndarray, # (n,) cross-entropy of each title
-    ):
-        if (targs < 0).any() or not len(targs): raise ValueError('interpretation needs labelled titles')
-        self.dl, self.vocab, self.preds, self.probs, self.targs, self.losses = dl, dl.vocab, preds, probs, targs, losses
+class _Confusion:
+    "The confusion matrix of some categories, with all others taken together"
+    def confusion_matrix(self,
+        categories: list, # names of some categories
+    ) -> np.ndarray: # (len+1, len+1): actual by predicted, the last row and column for all other categories
+        "The confusion matrix of some categories, the others taken together"
+        ids = self.vocab.encode(categories)
+        if (ids < 0).any(): raise ValueError(f'unknown category {categories[int(np.argmax(ids < 0))]!r}')
+        n = len(ids)
+        place = np.full(len(self.vocab), n)
+        place[ids] = np.arange(n)
+        return np.bincount(place[self.targs] * (n + 1) + place[self.preds], minlength=(n + 1)**2).reshape(n + 1, n + 1)
 
-    @classmethod
-    def from_learner(cls,
-        learn, # a trained learner
-        ds_idx: int = 1, # which of its `dls`, if `dl` is None
-        dl: TitleDL | None = None, # labelled titles
-    ) -> 'TitleInterpretation':
-        "Predict once and keep what is needed. Raises `ValueError` where there are no labels"
-        dl = learn.dls[ds_idx] if dl is None else dl
-        return cls(dl, **best_preds(learn, dl=dl))
+    def plot_confusion_matrix(self,
+        k: int = 12, # how many categories: those with the most mistakes
+        normalize: bool = True, # shade by share of the row; otherwise by count
+        ax: Axes | None = None, # where to draw; a new figure if None
+    ) -> Axes: # what was drawn on
+        "The confusion matrix of the categories with the most mistakes; the last column and row are all others"
+        wrong = np.bincount(self.targs[self.targs != self.preds], minlength=len(self.vocab))
+        names = [self.vocab[i] for i in np.argsort(-wrong, kind='stable')[:k]]
+        cm = self.confusion_matrix(names)
+        shade = cm / np.maximum(1, cm.sum(1, keepdims=True)) if normalize else cm
+        labels = [n if len(n) <= 28 else n[:27] + '…' for n in names] + ['all others']
+        ax = ax or plt.subplots(figsize=(7.5, 5.5), layout='constrained')[1]
+        ax.imshow(shade, cmap='Blues', vmax=np.max(shade[:-1, :-1], initial=1e-9))
+        for (i, j), n in np.ndenumerate(cm):
+            if n: ax.text(j, i, f'{n}', ha='center', va='center', fontsize=7, color='white' if shade[i, j] > .5 * np.max(shade[:-1, :-1]) else 'black')
+        ax.set(xlabel='predicted', ylabel='actual')
+        ax.set_xticks(range(len(labels)), labels, rotation=60, ha='right', fontsize=7); ax.set_yticks(range(len(labels)), labels, fontsize=7)
+        return ax
 
+# %% ../nbs/44_interpret.ipynb #381f84fb
+class _Mistakes:
+    "Pairs, titles and categories that go wrong"
     def most_confused(self,
         min_val: int = 1, # leave out pairs that occur fewer times
     ) -> list: # (actual, predicted, occurrences), the most frequent first
@@ -70,32 +83,25 @@ class TitleInterpretation:
         "Support, precision, recall, F1 of each category and what it is most often mistaken for"
         return category_report(self.targs, self.preds, self.vocab)
 
-    def confusion_matrix(self,
-        categories: list, # names of some categories
-    ) -> np.ndarray: # (len+1, len+1): actual by predicted, the last row and column for all other categories
-        "The confusion matrix of some categories, the others taken together"
-        ids = self.vocab.encode(categories)
-        if (ids < 0).any(): raise ValueError(f'unknown category {categories[int(np.argmax(ids < 0))]!r}')
-        n = len(ids)
-        place = np.full(len(self.vocab), n)
-        place[ids] = np.arange(n)
-        return np.bincount(place[self.targs] * (n + 1) + place[self.preds], minlength=(n + 1)**2).reshape(n + 1, n + 1)
+# %% ../nbs/44_interpret.ipynb #a31ec107
+class TitleInterpretation(_Mistakes, _Confusion):
+    "Mistakes of a learner on labelled titles, in memory proportional to the number of titles"
+    def __init__(self,
+        dl: TitleDL, # the titles
+        preds: np.ndarray, # (n,) predicted category ids
+        probs: np.ndarray, # (n,) their probabilities
+        targs: np.ndarray, # (n,) true category ids
+        losses: np.ndarray, # (n,) cross-entropy of each title
+    ):
+        if (targs < 0).any() or not len(targs): raise ValueError('interpretation needs labelled titles')
+        self.dl, self.vocab, self.preds, self.probs, self.targs, self.losses = dl, dl.vocab, preds, probs, targs, losses
 
-    def plot_confusion_matrix(self,
-        k: int = 12, # how many categories: those with the most mistakes
-        normalize: bool = True, # shade by share of the row; otherwise by count
-        ax: Axes | None = None, # where to draw; a new figure if None
-    ) -> Axes: # what was drawn on
-        "The confusion matrix of the categories with the most mistakes; the last column and row are all others"
-        wrong = np.bincount(self.targs[self.targs != self.preds], minlength=len(self.vocab))
-        names = [self.vocab[i] for i in np.argsort(-wrong, kind='stable')[:k]]
-        cm = self.confusion_matrix(names)
-        shade = cm / np.maximum(1, cm.sum(1, keepdims=True)) if normalize else cm
-        labels = [n if len(n) <= 28 else n[:27] + '…' for n in names] + ['all others']
-        ax = ax or plt.subplots(figsize=(7.5, 5.5), layout='constrained')[1]
-        ax.imshow(shade, cmap='Blues', vmax=np.max(shade[:-1, :-1], initial=1e-9))
-        for (i, j), n in np.ndenumerate(cm):
-            if n: ax.text(j, i, f'{n}', ha='center', va='center', fontsize=7, color='white' if shade[i, j] > .5 * np.max(shade[:-1, :-1]) else 'black')
-        ax.set(xlabel='predicted', ylabel='actual')
-        ax.set_xticks(range(len(labels)), labels, rotation=60, ha='right', fontsize=7); ax.set_yticks(range(len(labels)), labels, fontsize=7)
-        return ax
+    @classmethod
+    def from_learner(cls,
+        learn, # a trained learner
+        ds_idx: int = 1, # which of its `dls`, if `dl` is None
+        dl: TitleDL | None = None, # labelled titles
+    ) -> 'TitleInterpretation':
+        "Predict once and keep what is needed. Raises `ValueError` where there are no labels"
+        dl = learn.dls[ds_idx] if dl is None else dl
+        return cls(dl, **best_preds(learn, dl=dl))

@@ -27,27 +27,8 @@ from .pooling import TitleClassifier
 from .schedule import LinearLRFinder, linear_cycle, plot_sweep
 
 # %% ../nbs/43_learner.ipynb #428d5fda
-class TitleLearner(Learner):
-    "fastai's `Learner` for titles, with the paper's linear cycle and its sweeps"
-    def fit_linear_cycle(self,
-        n_epoch: int, # epochs
-        lr_max=None, # peak rate; the learner's `lr` if None (the paper: 1.0 for 20 epochs, 0.8 for 40)
-        div: float = 20., # the cycle starts and ends at lr_max/div
-        div_final: float = 1e4, # training ends at lr_max/div_final
-        pct_up: float = .45, # share of iterations for the way up, and as many for the way down
-        wd: float | None = None, # weight decay
-        moms: tuple | None = None, # momentum at start, peak and end; the learner's `moms` if None
-        cbs=None, # further callbacks
-        reset_opt: bool = False, # start with a fresh optimizer
-        start_epoch: int = 0, # skip the epochs before
-    ):
-        "Fit with the linear 1cycle of the paper (5.3, Figure 3)"
-        if self.opt is None: self.create_opt()
-        self.opt.set_hyper('lr', self.lr if lr_max is None else lr_max)
-        lr_max = np.array([h['lr'] for h in self.opt.hypers])
-        cycle = linear_cycle(lr_max, div, div_final, pct_up, self.moms if moms is None else moms)
-        self.fit(n_epoch, cbs=[ParamScheduler(cycle), *(cbs or [])], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
-
+class _Sweeps(Learner):
+    "Sweeps of rate and momentum; they leave the weights as they were"
     def lr_sweep(self,
         end_lr: float = 3., # rate at the end
         n_epoch: float = 1, # length of the sweep in epochs
@@ -72,6 +53,9 @@ class TitleLearner(Learner):
         if show_plot: plot_sweep(sweep)
         return sweep
 
+# %% ../nbs/43_learner.ipynb #624f551e
+class _Pictures(_Sweeps):
+    "What a learner shows to people"
     def plot_training(self,
         axs: Sequence[Axes] | None = None, # two axes to draw on; a new figure if None
     ) -> Sequence[Axes]: # what was drawn on
@@ -101,6 +85,28 @@ class TitleLearner(Learner):
         return dl.show_results(b, preds, max_n=max_n, probs=probs, **kwargs)
 
 # %% ../nbs/43_learner.ipynb #7c624d02
+class TitleLearner(_Pictures):
+    "fastai's `Learner` for titles, with the paper's linear cycle and its sweeps"
+    def fit_linear_cycle(self,
+        n_epoch: int, # epochs
+        lr_max=None, # peak rate; the learner's `lr` if None (the paper: 1.0 for 20 epochs, 0.8 for 40)
+        div: float = 20., # the cycle starts and ends at lr_max/div
+        div_final: float = 1e4, # training ends at lr_max/div_final
+        pct_up: float = .45, # share of iterations for the way up, and as many for the way down
+        wd: float | None = None, # weight decay
+        moms: tuple | None = None, # momentum at start, peak and end; the learner's `moms` if None
+        cbs=None, # further callbacks
+        reset_opt: bool = False, # start with a fresh optimizer
+        start_epoch: int = 0, # skip the epochs before
+    ):
+        "Fit with the linear 1cycle of the paper (5.3, Figure 3)"
+        if self.opt is None: self.create_opt()
+        self.opt.set_hyper('lr', self.lr if lr_max is None else lr_max)
+        lr_max = np.array([h['lr'] for h in self.opt.hypers])
+        cycle = linear_cycle(lr_max, div, div_final, pct_up, self.moms if moms is None else moms)
+        self.fit(n_epoch, cbs=[ParamScheduler(cycle), *(cbs or [])], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
+
+# %% ../nbs/43_learner.ipynb #dc49a9ff
 def bpv_learner(
     dls: TitleDataLoaders, # titles and categories
     nh: int = 512, # width of a recurrent layer; 128 for a CPU

@@ -16,6 +16,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     "`part / whole`, 0 where `whole` is 0, as scikit-learn does with `zero_division=0`"
     return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
 
+# %% ../nbs/30_metrics.ipynb #3aa23528
 class CategoryCounts:
     "Counts per category, added up batch by batch, and the scores that follow from them"
     def __init__(self,
@@ -53,7 +54,7 @@ class CategoryCounts:
         weights = self.true if average == 'weighted' else (self.true + self.predicted > 0)
         return {name: float(getattr(self, name) @ weights / max(1, weights.sum())) for name in ('precision', 'recall', 'f1')}
 
-# %% ../nbs/30_metrics.ipynb #a414abb2
+# %% ../nbs/30_metrics.ipynb #a4334458
 def confused_pairs(
     targs: np.ndarray, # (n,) true category ids
     preds: np.ndarray, # (n,) predicted category ids
@@ -66,7 +67,7 @@ def confused_pairs(
     df = pd.DataFrame(dict(actual=pairs[:, 0], predicted=pairs[:, 1], n=n))
     return df[df.n >= min_val].sort_values('n', ascending=False, kind='stable').reset_index(drop=True)
 
-# %% ../nbs/30_metrics.ipynb #a4334458
+# %% ../nbs/30_metrics.ipynb #5a4a7d58
 def category_report(
     targs: np.ndarray, # (n,) true category ids
     preds: np.ndarray, # (n,) predicted category ids

@@ -4,7 +4,8 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '2')
 
 
-def pytest_terminal_summary(terminalreporter):
-    passed = len(terminalreporter.stats.get('passed', []))
-    failed = len(terminalreporter.stats.get('failed', [])) + len(terminalreporter.stats.get('error', []))
-    terminalreporter.write_line(f'{passed} passed, {failed} failed')
+def pytest_unconfigure(config):
+    reporter = config.pluginmanager.get_plugin('terminalreporter')
+    if reporter is None or not reporter.stats: return
+    counts = {k: len(reporter.stats.get(k, [])) for k in ('passed', 'failed', 'error')}
+    print(f"{counts['passed']} passed, {counts['failed'] + counts['error']} failed")

@@ -1,0 +1,28 @@
+"What all benchmarks share: what they ran on, and where results go."
+import json
+import os
+import platform
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+results = Path(__file__).parent/'results'
+
+
+def machine() -> dict:
+    "Processor, cores, threads, accelerator and versions"
+    cpu = next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), '') if os.path.exists('/proc/cpuinfo') else platform.processor()
+    return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                python=platform.python_version(), date=str(date.today()), **{n: version(n) for n in ('torch', 'fastai', 'fastcore', 'numpy', 'pandas', 'scikit-learn')})
+
+
+def save(name: str, result: dict) -> Path:
+    "Write a result as JSON, beside first, and say where"
+    path = results/f'{name}.json'
+    beside = path.with_suffix('.tmp')
+    beside.write_text(json.dumps(result | dict(machine=machine()), indent=1) + '\n')
+    beside.replace(path)
+    print(f'written: benchmarks/results/{path.name}')
+    return path
