@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .catalog import CatalogError, _columns_of, read_catalog, split_catalog
 from .sampler import SortishSampler, interleave, sorted_order
-from .titles import CategoryVocab, CharVocab, Titles, decode_tokens, encode_titles
+from .titles import CategoryVocab, CharVocab, Titles, _warn_cut, decode_tokens, encode_titles
 
 # %% ../nbs/12_dataloaders.ipynb #243deb9c
 def gather_titles(
@@ -59,7 +59,7 @@ class TitleDataset:
 
     def new_empty(self) -> 'TitleDataset':
         "The same vocabularies with no titles, for `export`"
-        return TitleDataset(encode_titles([], self.char_vocab), self.vocab, np.empty(0, np.int64))
+        return TitleDataset(encode_titles([], self.char_vocab, self.titles.max_len), self.vocab, np.empty(0, np.int64))
 
     def on(self, device: torch.device) -> tuple:
         "Buffer, starts, lengths and targets as tensors on `device`, moved there once"
@@ -183,7 +183,7 @@ def _targets(categories: pd.Series, vocab: CategoryVocab) -> np.ndarray:
 
 def _dataset(df: pd.DataFrame, vocab: CategoryVocab, char_vocab: CharVocab, max_len: int) -> TitleDataset:
     "A checked table, encoded"
-    return TitleDataset(encode_titles(df['title'].tolist(), char_vocab, max_len), vocab, _targets(df['category'], vocab))
+    return TitleDataset(encode_titles(df['title'].tolist(), char_vocab, max_len, warn=False), vocab, _targets(df['category'], vocab))
 
 def _flags(column: pd.Series) -> pd.Series:
     "Booleans as a text file may write them; what is none stays as it is"
@@ -196,14 +196,17 @@ class _NewTitles(DataLoaders):
         test_items, # list, array or Series of titles, or a DataFrame with `title` (and `category`)
         with_labels: bool = False, # use the categories of the DataFrame
         bs: int | None = None, # titles in a batch; as in validation if None
-        max_len: int = 512, # characters of a title that are read
+        title_col: str = 'title', # column of titles, if a DataFrame is given
+        category_col: str = 'category', # column of categories
         **kwargs
     ) -> TitleDL:
         "A `TitleDL` over new titles, for `get_preds`. Raises `CatalogError` for what is no title or no known category"
         if with_labels and not isinstance(test_items, pd.DataFrame): raise ValueError('with_labels needs a DataFrame with the columns title and category')
-        titles = _columns_of(test_items, ['title'])['title'] if isinstance(test_items, pd.DataFrame) else test_items
-        targets = _targets(_columns_of(test_items, ['category'])['category'], self.vocab) if with_labels else None
-        return self.valid.new(TitleDataset(encode_titles(list(titles), self.char_vocab, max_len), self.vocab, targets), bs=bs or self.valid.bs)
+        titles = _columns_of(test_items, [title_col])[title_col] if isinstance(test_items, pd.DataFrame) else test_items
+        targets = _targets(_columns_of(test_items, [category_col])[category_col], self.vocab) if with_labels else None
+        if not len(titles): raise CatalogError('there are no titles to predict')
+        encoded = encode_titles(list(titles), self.char_vocab, self.train_ds.titles.max_len)
+        return self.valid.new(TitleDataset(encoded, self.vocab, targets), bs=bs or self.valid.bs)
 
     def with_backwards(self,
         backwards: bool = True, # read titles from their end
@@ -235,11 +238,12 @@ class TitleDataLoaders(_NewTitles):
         df = read_catalog(df, title_col, category_col, on_bad, (valid_col,) if valid_col else (), verbose)
         train, valid = _split(df, valid_col, valid_pct, seed)
         char_vocab = char_vocab or CharVocab.fit(train['title'].tolist(), min_freq)
-        if vocab is None:
-            vocab = CategoryVocab.fit(train['category'])
-            valid = _without_unseen(valid, vocab, on_bad)
+        vocab = vocab or CategoryVocab.fit(train['category'])
+        valid = _without_unseen(valid, vocab, on_bad)
         if len(vocab) < 2: raise CatalogError(f'all training titles are in one category, {vocab[0]!r}: there is nothing to learn')
-        return cls.from_dsets(*(_dataset(part, vocab, char_vocab, max_len) for part in (train, valid)), path=path, seed=seed, **kwargs)
+        dsets = [_dataset(part, vocab, char_vocab, max_len) for part in (train, valid)]
+        _warn_cut(*(d.titles for d in dsets))
+        return cls.from_dsets(*dsets, path=path, seed=seed, **kwargs)
 
 # %% ../nbs/12_dataloaders.ipynb #ec499616
 @patch(cls_method=True)

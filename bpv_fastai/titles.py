@@ -133,8 +133,9 @@ class Titles:
         offsets: np.ndarray, # where each title begins, and where the last ends
         vocab: CharVocab, # what the ids stand for
         n_cut: int = 0, # how many titles were longer than `max_len`
+        max_len: int = 512, # characters of a title that were read
     ):
-        self.buffer, self.offsets, self.vocab, self.n_cut = buffer, np.asarray(offsets, np.int64), vocab, n_cut
+        self.buffer, self.offsets, self.vocab, self.n_cut, self.max_len = buffer, np.asarray(offsets, np.int64), vocab, n_cut, max_len
         if not len(self.offsets) or self.offsets[0] != 0 or self.offsets[-1] != len(buffer) or (np.diff(self.offsets) < 0).any():
             raise ValueError(f'offsets must rise from 0 to {len(buffer)}, the size of the buffer')
         if len(buffer) and int(buffer.max()) >= len(vocab): raise ValueError(f'token id {buffer.max()} in a vocabulary of {len(vocab)}')
@@ -168,29 +169,39 @@ def _encode_chunk(titles: list, lengths: np.ndarray, vocab: CharVocab) -> np.nda
     return out
 
 # %% ../nbs/10_titles.ipynb #e116a8a9
+def _cut(part: list, first: int, max_len: int) -> tuple[list, np.ndarray, int]:
+    "Titles of at most `max_len` characters, their lengths, and how many were cut; what is no text is an error"
+    wrong = next((i for i, t in enumerate(part) if not isinstance(t, str)), None)
+    if wrong is not None: raise CatalogError(f'title {first + wrong} is {_problem(part[wrong])}: give every title as text, or leave it out')
+    lengths = np.fromiter(map(len, part), np.int64, len(part))
+    n_cut = int((lengths > max_len).sum())
+    return ([t[:max_len] for t in part] if n_cut else part), np.minimum(lengths, max_len), n_cut
+
+def _warn_cut(*encoded):
+    "Say once how many titles were cut"
+    n_cut, n, max_len = sum(t.n_cut for t in encoded), sum(map(len, encoded)), encoded[0].max_len
+    if n_cut: warnings.warn(f'{n_cut:,} of {n:,} titles are longer than {max_len} characters and were cut there; max_len= changes that', stacklevel=3)
+
+# %% ../nbs/10_titles.ipynb #fea13474
 def encode_titles(
     titles: Sequence[str], # list, array or Series of text
     vocab: CharVocab, # vocabulary, fit on training titles
-    max_len: int = 512, # characters of a title that are read; the rest is cut, which is said once
+    max_len: int = 512, # characters of a title that are read; the rest is cut
+    warn: bool = True, # say how many were cut
 ) -> Titles: # in the order given
     "Encode titles into one buffer. Raises `CatalogError` for an entry that is no text, naming its place"
     if isinstance(titles, str): raise TypeError('titles must be a list of titles, not one string')
     if max_len < 1: raise ValueError('max_len must be at least 1')
     buffers, sizes, n_cut, first = [np.empty(0, vocab.dtype)], [np.empty(0, np.int64)], 0, 0
     for part in _chunks(titles if isinstance(titles, (list, tuple)) else np.asarray(titles, dtype=object).tolist()):
-        wrong = next((i for i, t in enumerate(part) if not isinstance(t, str)), None)
-        if wrong is not None: raise CatalogError(f'title {first + wrong} is {_problem(part[wrong])}: give every title as text, or leave it out')
-        lengths = np.fromiter(map(len, part), np.int64, len(part))
-        too_long = np.flatnonzero(lengths > max_len)
-        if len(too_long):
-            part = list(part)
-            for i in too_long: part[i] = part[i][:max_len]
-            n_cut, lengths = n_cut + len(too_long), np.minimum(lengths, max_len)
-        buffers.append(_encode_chunk(part, lengths, vocab)); sizes.append(lengths + 2); first += len(part)
-    if n_cut: warnings.warn(f'{n_cut:,} of {first:,} titles are longer than {max_len} characters and were cut there; max_len= changes that', stacklevel=2)
-    return Titles(np.concatenate(buffers), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]), vocab, n_cut)
+        part, lengths, n = _cut(part, first, max_len)
+        buffers.append(_encode_chunk(part, lengths, vocab)); sizes.append(lengths + 2)
+        first, n_cut = first + len(part), n_cut + n
+    encoded = Titles(np.concatenate(buffers), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]), vocab, n_cut, max_len)
+    if warn: _warn_cut(encoded)
+    return encoded
 
-# %% ../nbs/10_titles.ipynb #3155d800
+# %% ../nbs/10_titles.ipynb #920fdeea
 def save_titles(
     titles: Titles, # what to save
     path: str | Path, # an .npz file
@@ -200,7 +211,7 @@ def save_titles(
     beside = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         with open(beside, 'wb') as f:
-            np.savez(f, buffer=titles.buffer, offsets=titles.offsets, points=titles.vocab._points[4:], n_cut=titles.n_cut)
+            np.savez(f, buffer=titles.buffer, offsets=titles.offsets, points=titles.vocab._points[4:], n_cut=titles.n_cut, max_len=titles.max_len)
         return beside.replace(path)
     finally: beside.unlink(missing_ok=True)
 
@@ -210,6 +221,6 @@ def load_titles(
     "Load encoded titles. Raises `CatalogError` if the file is damaged or something else"
     try:
         with np.load(path, allow_pickle=False) as f:
-            return Titles(f['buffer'], f['offsets'], CharVocab([chr(p) for p in f['points']]), int(f['n_cut']))
+            return Titles(f['buffer'], f['offsets'], CharVocab([chr(p) for p in f['points']]), int(f['n_cut']), int(f['max_len']))
     except FileNotFoundError: raise CatalogError(f'{path}: there is no such file') from None
     except Exception as e: raise CatalogError(f'{path}: not a file of encoded titles, or damaged ({e}); encode the titles again') from None
