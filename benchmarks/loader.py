@@ -42,7 +42,8 @@ def main(
     ours = TitleDataLoaders.from_df(df, valid_pct=0, bs=bs, window=window, device='cpu', verbose=False).train
     theirs = TextDataLoaders.from_df(df.assign(valid=np.arange(rows) < 1), text_col='title', label_col='category', valid_col='valid', bs=bs, num_workers=0,
                                      tok_tfm=Tokenizer.from_df('title', tok=Characters(), rules=[]), device='cpu').train
-    batches = [ours.get_idxs()[i:i + bs] for i in range(0, rows, bs)]
+    order = ours.get_idxs()
+    batches = [order[i:i + bs] for i in range(0, rows, bs)]
 
     def bare():
         for b in batches: ours.batch(b)

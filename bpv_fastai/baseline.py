@@ -6,7 +6,7 @@
 __all__ = ['linear_baseline']
 
 # %% ../nbs/33_baseline.ipynb #a2551df9
-import time
+import re, time
 from collections.abc import Sequence
 
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -19,9 +19,11 @@ def linear_baseline(
     categories: Sequence[str], # a category for each
     C: float = 1., # inverse strength of the regularizer
     seed: int = 42, # of the solver
+    max_cells: int = 200_000_000, # categories × features of the model (8 bytes each); beyond that only the most frequent features are kept
 ) -> tuple[Pipeline, float]: # the trained model (`predict(titles)` gives categories), and seconds it took
     "Train a linear SVM on TF-IDF of words and pairs of words"
-    start = time.perf_counter()
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC(C=C, random_state=seed))
-    model.fit(list(titles), list(categories))
+    start, titles, categories = time.perf_counter(), list(titles), list(categories)
+    words = any(re.search(r'\w\w', t) for t in titles)  # otherwise emoji or single letters: whatever stands between spaces
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=max_cells // len(set(categories)), token_pattern=r'(?u)\b\w\w+\b' if words else r'\S+')
+    model = make_pipeline(features, LinearSVC(C=C, random_state=seed)).fit(titles, categories)
     return model, time.perf_counter() - start

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import LRFinder
 from fastai.learner import Metric
 
@@ -51,23 +51,30 @@ class TrainingDiverged(RuntimeError):
     "The loss has left all bounds: the weights are lost, and the rate was too high"
 
 class StopAtDivergence(Callback):
-    "Stop training with `TrainingDiverged` when the loss is not finite or a hundred times what it was at first"
+    "Stop training when the loss is not finite or a hundred times what it was at first, and leave a `message` (`TitleLearner.fit` raises it)"
     order, run_valid = 70, False
     def __init__(self,
         every: int = 50, # batches between two looks at the loss
         factor: float = 100., # how many times the first loss is too much (of a first loss of at least 1)
     ):
-        self.every, self.factor = every, factor
+        self.every, self.factor, self.message = every, factor, ''
 
-    def before_fit(self): self.run, self.limit = not any(isinstance(cb, LRFinder) for cb in self.learn.cbs), None
+    def before_fit(self):
+        self.run = not any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
+        self.limit, self.worst, self.message = None, None, ''
+
     def after_batch(self):
-        if self.iter % self.every == 0 or self.iter == self.n_iter - 1: self._look(self.loss.item())
+        loss = self.loss.detach()
+        self.worst = loss if self.worst is None else torch.maximum(self.worst, loss)  # NaN stays NaN
+        if self.iter % self.every == 0 or self.iter == self.n_iter - 1: self._look(self.worst.item())
+
     def _look(self, loss):
         if self.limit is None: self.limit = self.factor * max(1., loss)
         if loss <= self.limit < float('inf'): return
         lr = self.opt.hypers[-1]['lr']
-        raise TrainingDiverged(f'the loss is {loss:.3g} in epoch {self.epoch}, batch {self.iter} of {self.n_iter}, at a learning rate of {lr:.3g}: '
+        self.message = (f'the loss reached {loss:.3g} in epoch {self.epoch}, batch {self.iter} of {self.n_iter}, at a learning rate of {lr:.3g}: '
                                'the weights are lost. Make a new learner and halve the peak rate; learn.lr_sweep() shows how high it may be')
+        raise CancelFitException()
 
 # %% ../nbs/42_callbacks.ipynb #17f6208b
 class BestPreds(Callback):

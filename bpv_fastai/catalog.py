@@ -8,6 +8,7 @@ __all__ = ['CatalogError', 'CatalogReport', 'catalog_report', 'read_catalog', 'u
 
 # %% ../nbs/00_catalog.ipynb #b3145490
 import csv, gzip, importlib.util, re, zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ class CatalogError(ValueError):
 
 # %% ../nbs/00_catalog.ipynb #44995d73
 _odd = re.compile('[\0\ud800-\udfff]')
+_nul = '\udc00'  # stands for NUL where the csv module refuses one (before Python 3.11)
 
 def _problem(value) -> str:
     "What is wrong with one cell, or '' where nothing is"
-    if not isinstance(value, str): return 'missing' if value is None or value is pd.NaT or value is pd.NA or value != value else f'a {type(value).__name__}, not text'
+    if not isinstance(value, str): return 'missing' if pd.api.types.is_scalar(value) and pd.isna(value) else f'a {type(value).__name__}, not text'
     odd = _odd.search(value)
     if odd is None: return '' if value.strip() else 'empty'
-    if odd[0] == '\0': return 'holds a NUL character: remove it'
+    if odd[0] in ('\0', _nul): return 'holds a NUL character: remove it'
     if '\udc80' <= odd[0] <= '\udcff': return f'byte 0x{ord(odd[0]) - 0xdc00:02x} is not UTF-8: save the file as UTF-8'
     return f'unpaired surrogate U+{ord(odd[0]):04X}: the text was cut inside a character'
 
@@ -35,8 +37,8 @@ def _problem(value) -> str:
 def _as_text(column: pd.Series) -> list:
     "The cells with numbers written out, and what is missing or no text left as it is"
     def one(v):
-        if isinstance(v, str) or pd.api.types.is_bool(v) or not pd.api.types.is_number(v) or pd.isna(v): return v
-        return str(int(v)) if float(v).is_integer() else str(v)
+        if isinstance(v, (str, bool, np.bool_, complex)) or not pd.api.types.is_number(v) or not np.isfinite(v): return v
+        return str(int(v)) if v == int(v) else str(v)
     return [one(v) for v in column.astype(object)]
 
 # %% ../nbs/00_catalog.ipynb #d3d0e003
@@ -53,7 +55,7 @@ class CatalogReport(dict):
         s = f"{self['source']}: {self['titles']:,} titles in {self['categories']:,} categories"
         if self['repeated']:  s += f", {self['repeated']:,} repeat an earlier title"
         if self['ambiguous']: s += f", {self['ambiguous']:,} titles have several categories"
-        if self['dropped']:   s += f", {self['dropped']:,} bad rows left out (see catalog_report(df).bad_rows)"
+        if self['dropped']:   s += f", {self['dropped']:,} bad rows left out (the report's bad_rows shows them)"
         return s
 
 # %% ../nbs/00_catalog.ipynb #c80e9ee2
@@ -85,7 +87,7 @@ def _tsv_rows(f):
 
 def _csv_rows(f, path):
     "Line number and cells of each record, which may run over several lines"
-    reader, row = csv.reader(f, strict=True), 1
+    reader, row = csv.reader((line.replace('\0', _nul) for line in f), strict=True), 1
     while True:
         try: cells = next(reader)
         except StopIteration: return
@@ -101,28 +103,34 @@ def _header(cells, columns, path, kind):
         names = list(range(max(len(cells), max(columns) + 1)))
         return names, False
     if all(c in cells for c in columns): return list(cells), True
-    if kind == 'tsv' and len(columns) == 2: return list(columns), False
+    looks_like_one = {c.strip().lower() for c in cells} & {'title', 'category'}
+    if kind == 'tsv' and columns == ['title', 'category'] and not looks_like_one: return list(columns), False
     raise CatalogError(f'{path}: no column {", ".join(repr(c) for c in columns if c not in cells)}; it has '
                        f'{", ".join(map(repr, cells))}. Name yours with title_col= and category_col=')
 
 # %% ../nbs/00_catalog.ipynb #85246523
+@contextmanager
+def _any_field_size():
+    "Let the csv module read cells of any length"
+    limit = csv.field_size_limit(2**31 - 1)
+    try: yield
+    finally: csv.field_size_limit(limit)
+
 def _read_rows(path: Path, kind: str, columns: list) -> tuple[pd.DataFrame, list]:
     "The named columns of a TSV or CSV, indexed by line, and the rows with a wrong number of columns"
     bad, index, cells, names, same = [], [], [[] for _ in columns], None, {}
-    with _open(path) as f:
-        rows = _tsv_rows(f) if kind == 'tsv' else _csv_rows(f, path)
-        for row, found in rows:
+    with _open(path) as f, _any_field_size():
+        for row, found in _tsv_rows(f) if kind == 'tsv' else _csv_rows(f, path):
             if names is None:
                 names, is_header = _header(found, columns, path, kind)
                 wanted = [names.index(c) for c in columns]
                 if is_header: continue
             if len(found) != len(names):
-                bad.append(dict(row=row, column='', problem=f'{len(found)} columns where {len(names)} are expected', value='\t'.join(found)))
+                bad.append(dict(row=row, column='', problem=f'{len(found)} columns where {len(names)} are expected', value='\t'.join(found)[:200]))
                 continue
             index.append(row)
             for column, i in zip(cells, wanted): column.append(same.setdefault(found[i], found[i]) if i == wanted[1] else found[i])
-    df = pd.DataFrame({c: pd.Series(v, index=index, dtype=object) for c, v in zip(columns, cells)}, index=index)
-    return df, bad
+    return pd.DataFrame({c: pd.Series(v, index=index, dtype=object) for c, v in zip(columns, cells)}, index=index), bad
 
 # %% ../nbs/00_catalog.ipynb #94cc6039
 def _read_parquet(path: Path, columns: list) -> tuple[pd.DataFrame, list]:
@@ -231,7 +239,7 @@ def _one_category_each(df: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/00_catalog.ipynb #59b0ac27
 def usda_foods(
-    dedup: bool = True, # keep each title once, with its most frequent category (about 264,600 of 375,977 rows)
+    dedup: bool = True, # keep each title once, with its most frequent category (264,343 of 375,977 rows)
 ) -> pd.DataFrame: # `title`, `category`
     "Branded foods of USDA FoodData Central (public domain). Raises `CatalogError` if the data package is not installed"
     raw = pd.read_csv(_usda_file(), usecols=['foodName', 'data_type', 'food_category'], dtype=str, keep_default_na=False)
@@ -310,7 +318,7 @@ def _title_text(of, groups, words, rng) -> list:
 # %% ../nbs/00_catalog.ipynb #b4581f0a
 def synthetic_catalog(
     n_titles: int = 10_000, # rows
-    n_categories: int = 100, # distinct categories (the challenge has 3,008)
+    n_categories: int = 100, # distinct categories, if there are titles enough (the challenge has 3,008)
     seed: int = 0, # the same seed gives the same catalog
     label_noise: float = .05, # share of titles whose label is drawn again at random
 ) -> pd.DataFrame: # `title`, `category`
@@ -322,6 +330,7 @@ def synthetic_catalog(
     of = _category_of(n_titles, n_categories, rng)
     titles = [t for part in np.array_split(of, n_titles // 100_000 + 1) for t in _title_text(part, groups, words, rng)]
     wrong = rng.random(n_titles) < label_noise
+    wrong[np.unique(of, return_index=True)[1]] = False  # a title of each category keeps its label
     label = np.where(wrong, rng.permutation(of), of)
     df = pd.DataFrame(dict(title=pd.Series(titles, dtype='str'), category=pd.Series(np.array(paths, dtype=object)[label], dtype='str')))
     df.attrs['catalog'] = _summary(df, 'synthetic', [], 0)

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from fastai.torch_core import set_seed
+from fastai.torch_core import default_device, set_seed
 from fastcore.script import call_parse
 
 from .baseline import linear_baseline
@@ -25,10 +25,6 @@ from .learner import TitleLearner, bpv_learner
 from .metrics import CategoryCounts
 
 # %% ../nbs/52_cli.ipynb #27a9084d
-def _scores(valid: pd.DataFrame, predicted: list, vocab) -> dict:
-    "Weighted precision, recall and F1 of predicted categories"
-    return CategoryCounts(len(vocab)).add(vocab.encode(valid['category']), vocab.encode(predicted)).averages()
-
 def _versions() -> dict:
     "Of Python and of the libraries that figures depend on"
     return dict(python=platform.python_version()) | {name: version(name) for name in ('bpv_fastai', 'torch', 'fastai', 'fastcore', 'numpy', 'pandas', 'scikit-learn')}
@@ -74,22 +70,21 @@ def _demo_catalog(catalog: str, title_col: str, category_col: str, rows: int, se
 def _train(df: pd.DataFrame, epochs: int, nh: int, bs: int, lr: float, seed: int, out: Path) -> tuple[TitleLearner, float]:
     "A trained learner, and the seconds it took"
     set_seed(seed)
-    dls = TitleDataLoaders.from_df(df, path=out, bs=bs, val_bs=256, seed=seed, verbose=False)
+    dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=bs, val_bs=256, seed=seed, verbose=False)
     learn = bpv_learner(dls, nh=nh, lr=lr)
-    if not len(dls.valid_ds): raise CatalogError('the catalog is too small to set titles aside for validation')
     start = time.perf_counter()
     learn.fit_linear_cycle(epochs)
     return learn, time.perf_counter() - start
 
 # %% ../nbs/52_cli.ipynb #bca52866
-def _judge(df: pd.DataFrame, learn: TitleLearner, seed: int) -> dict:
+def _judge(df: pd.DataFrame, learn: TitleLearner) -> dict:
     "Scores of the network and of the linear model on the same validation titles"
-    train, valid = split_catalog(df, seed=seed)
+    train, valid, vocab = df[~df.is_valid], df[df.is_valid], learn.dls.vocab
     with learn.no_bar(): best = best_preds(learn)
-    ours = _scores(valid, learn.dls.vocab.decode(best['preds']), learn.dls.vocab)
     model, linear_seconds = linear_baseline(train['title'], train['category'])
-    linear = _scores(valid, model.predict(valid['title'].tolist()), learn.dls.vocab)
-    return dict(rows=len(df), categories=learn.dls.c, valid_rows=len(valid), **ours, linear_precision=linear['precision'], linear_recall=linear['recall'],
+    linear_preds = vocab.encode(model.predict(valid['title'].tolist()))
+    ours, linear = (CategoryCounts(len(vocab)).add(best['targs'], preds).averages() for preds in (best['preds'], linear_preds))
+    return dict(rows=len(df), categories=len(vocab), valid_rows=len(valid), **ours, linear_precision=linear['precision'], linear_recall=linear['recall'],
                 linear_f1=linear['f1'], linear_seconds=linear_seconds)
 
 # %% ../nbs/52_cli.ipynb #dd57626a
@@ -97,21 +92,22 @@ def _run_demo(rows, epochs, nh, bs, lr, seed, catalog, title_col, category_col, 
     "The whole job; gives the report that it writes"
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     df = _demo_catalog(catalog, title_col, category_col, rows, seed)
-    device = 'GPU' if torch.cuda.is_available() else f'{torch.get_num_threads()} CPU threads'
-    print(f'training {nh} hidden units for {epochs} epochs on {device}', flush=True)
+    df = df.assign(is_valid=df.index.isin(split_catalog(df, seed=seed)[1].index))
+    device = str(default_device())
+    print(f'training a network {nh} wide for {epochs} epochs on {device}' + f' ({torch.get_num_threads()} threads)' * (device == 'cpu'), flush=True)
     learn, seconds = _train(df, epochs, nh, bs, lr, seed, out)
     plots = _save_plots(df, learn, out)  # before predicting, which empties fastai's recorder
-    report = _judge(df, learn, seed) | dict(train_seconds=seconds, titles_per_second=epochs * len(learn.dls.train_ds) / seconds,
+    learn.export('learner.pkl')
+    report = _judge(df, learn) | dict(train_seconds=seconds, titles_per_second=epochs * len(learn.dls.train_ds) / seconds,
         epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, source=df.attrs['catalog']['source'], device=device, versions=_versions())
     print('\n' + _show_table([['balanced pooling views', report['precision'], report['recall'], report['f1'], f'{seconds:.0f}'],
                               ['linear SVM, TF-IDF', report['linear_precision'], report['linear_recall'], report['linear_f1'], f"{report['linear_seconds']:.0f}"]],
                              ['', 'precision', 'recall', 'weighted F1', 'seconds']))
-    valid = split_catalog(df, seed=seed)[1]
+    valid = df[df.is_valid]
     shown = valid.sample(min(10, len(valid)), random_state=seed)
     print('\nten titles that it had not seen, and their best categories (with probability):')
     for (_, row), (_, true) in zip(top_categories(learn, shown['title'].tolist()).iterrows(), shown.iterrows()):
         print(f"  {row['title']}   [{true['category']}]\n      " + ' | '.join(row.iloc[1:]))
-    learn.export('learner.pkl')
     beside = out/f'.report.json.{os.getpid()}'
     beside.write_text(json.dumps(report, indent=1)); beside.replace(out/'report.json')
     print(f"\nwritten: {', '.join(str(p) for p in [out/'report.json', *plots, out/'learner.pkl'])}")

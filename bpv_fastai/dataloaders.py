@@ -17,9 +17,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import default_device, display_df, num_distrib
-from fastcore.basics import patch
 
-from .catalog import CatalogError, _columns_of, read_catalog, split_catalog
+from .catalog import CatalogError, CatalogReport, _as_text, _columns_of, read_catalog, split_catalog
 from .sampler import SortishSampler, interleave, sorted_order
 from .titles import CategoryVocab, CharVocab, Titles, _warn_cut, decode_tokens, encode_titles
 
@@ -79,8 +78,16 @@ def _table(columns: dict, show: bool) -> pd.DataFrame | None:
 # %% ../nbs/12_dataloaders.ipynb #bb34de96
 class _ShowTitles:
     "What a `TitleDL` shows to people"
+    def one_batch(self) -> tuple:
+        "The batch with the longest title; the sampler's epoch stays where it is"
+        if not len(self): raise ValueError('this TitleDL holds no titles, or fewer than a batch with drop_last')
+        epoch = self.sampler.epoch
+        try: return next(iter(self))
+        finally: self.sampler.epoch = epoch
+
     def sample_batch(self, max_n: int = 9) -> tuple:
         "A batch of titles at random, for people to look at"
+        if not self.n: raise ValueError('there are no titles to show: valid_pct=0 leaves none for validation; pass dl=')
         return self.batch(np.random.default_rng().permutation(self.n)[:max_n])
 
     def decode_batch(self, b: tuple, max_n: int = 9, full: bool = True) -> list:
@@ -111,13 +118,13 @@ class TitleDL(_ShowTitles, DataLoader):
         shuffle: bool = False, # sortish order, another each epoch; otherwise sorted by length
         backwards: bool = False, # read titles from their end
         window: int = 50, # batches that are sorted together
-        seed: int | None = None, # of the sortish order
+        seed: int | None = 42, # of the sortish order; None draws one
         num_workers: int = 0, # accepted for fastai's sake: no workers are needed
         **kwargs
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
         self.backwards = backwards
-        self.sampler = SortishSampler(dataset.titles.lengths, bs, window, seed, world_size=max(1, num_distrib()))
+        self.sampler = SortishSampler(dataset.titles.lengths, self.bs, window, seed, world_size=max(1, num_distrib()))
 
     def get_idxs(self) -> np.ndarray:
         "Order of the next pass over the titles"
@@ -145,13 +152,6 @@ class TitleDL(_ShowTitles, DataLoader):
         "Another `TitleDL` with some arguments changed"
         return super().new(dataset, cls, **dict(backwards=self.backwards, window=self.sampler.window, seed=self.sampler.seed) | kwargs)
 
-    def one_batch(self) -> tuple:
-        "The batch with the longest title; the sampler's epoch stays where it is"
-        if not self.n: raise ValueError('This TitleDL holds no titles')
-        epoch = self.sampler.epoch
-        try: return next(iter(self))
-        finally: self.sampler.epoch = epoch
-
 # %% ../nbs/12_dataloaders.ipynb #a247991c
 def _split(df: pd.DataFrame, valid_col: str | None, valid_pct: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Training and validation rows, by a column of the table or at random"
@@ -162,23 +162,25 @@ def _split(df: pd.DataFrame, valid_col: str | None, valid_pct: float, seed: int)
     if is_valid.all(): raise CatalogError(f'column {valid_col!r} puts every row into validation; none is left to train on')
     return df[~is_valid], df[is_valid]
 
-def _without_unseen(valid: pd.DataFrame, vocab: CategoryVocab, on_bad: str) -> pd.DataFrame:
-    "Validation rows whose category can be learned; the others stop the work, or are left out with a word"
+def _without_unseen(valid: pd.DataFrame, vocab: CategoryVocab, on_bad: str, report: CatalogReport) -> pd.DataFrame:
+    "Validation rows whose category can be learned; the others stop the work, or are left out with a word and noted in the report"
     unseen = vocab.encode(valid['category']) < 0
     if not unseen.any(): return valid
-    first = valid[unseen].iloc[0]
-    what = f"{unseen.sum():,} validation titles have a category that no training title has, the first {first['category']!r} in row {first.name!r}"
+    rows = [dict(row=r, column='category', problem='no training title has this category', value=c) for r, c in zip(valid.index[unseen].tolist(), valid['category'][unseen])]
+    what = f"{len(rows):,} validation titles have a category that no training title has, the first {rows[0]['value']!r} in row {rows[0]['row']!r}"
     if on_bad == 'raise': raise CatalogError(f"{what}. Move such rows to training, or pass on_bad='drop' to leave them out of validation")
     print(f'{what}; left out: no network can predict them, so the scores are a little too good')
+    report['bad'] += rows; report['dropped'] += len(rows)
     return valid[~unseen]
 
 # %% ../nbs/12_dataloaders.ipynb #031d81d5
 def _targets(categories: pd.Series, vocab: CategoryVocab) -> np.ndarray:
     "Ids of categories, all of which must be known"
-    ids = vocab.encode(categories)
+    names = _as_text(categories)
+    ids = vocab.encode(names)
     if (ids < 0).any():
         i = int(np.argmax(ids < 0))
-        raise CatalogError(f'category {categories.iloc[i]!r} (row {categories.index.tolist()[i]!r}) is not among the {len(vocab):,} that the network knows')
+        raise CatalogError(f'category {names[i]!r} (row {categories.index.tolist()[i]!r}) is not among the {len(vocab):,} that the network knows')
     return ids
 
 def _dataset(df: pd.DataFrame, vocab: CategoryVocab, char_vocab: CharVocab, max_len: int) -> TitleDataset:
@@ -189,9 +191,10 @@ def _flags(column: pd.Series) -> pd.Series:
     "Booleans as a text file may write them; what is none stays as it is"
     return column.map(lambda v: {'true': True, '1': True, 'false': False, '0': False}.get(str(v).strip().lower(), v))
 
-# %% ../nbs/12_dataloaders.ipynb #408eb169
+# %% ../nbs/12_dataloaders.ipynb #00494d1e
 class _NewTitles(DataLoaders):
     "New titles for `DataLoaders` that hold trained vocabularies"
+    report = None  # what `read_catalog` saw, with its `bad_rows`
     def test_dl(self,
         test_items, # list, array or Series of titles, or a DataFrame with `title` (and `category`)
         with_labels: bool = False, # use the categories of the DataFrame
@@ -201,22 +204,59 @@ class _NewTitles(DataLoaders):
         **kwargs
     ) -> TitleDL:
         "A `TitleDL` over new titles, for `get_preds`. Raises `CatalogError` for what is no title or no known category"
-        if with_labels and not isinstance(test_items, pd.DataFrame): raise ValueError('with_labels needs a DataFrame with the columns title and category')
-        titles = _columns_of(test_items, [title_col])[title_col] if isinstance(test_items, pd.DataFrame) else test_items
+        table = isinstance(test_items, pd.DataFrame)
+        if isinstance(test_items, str): raise TypeError('give a list of titles; for a single one there is learn.predict')
+        if with_labels and not table: raise ValueError('with_labels needs a DataFrame with the columns title and category')
+        titles = _as_text(_columns_of(test_items, [title_col])[title_col] if table else pd.Series(list(test_items), dtype=object))
+        if not titles: raise CatalogError('there are no titles to predict')
         targets = _targets(_columns_of(test_items, [category_col])[category_col], self.vocab) if with_labels else None
-        if not len(titles): raise CatalogError('there are no titles to predict')
-        encoded = encode_titles(list(titles), self.char_vocab, self.train_ds.titles.max_len)
+        encoded = encode_titles(titles, self.char_vocab, self.train_ds.titles.max_len)
         return self.valid.new(TitleDataset(encoded, self.vocab, targets), bs=bs or self.valid.bs)
 
     def with_backwards(self,
         backwards: bool = True, # read titles from their end
     ):
         "The same data read in the given direction; nothing is copied"
-        return type(self)(*(dl.new(backwards=backwards) for dl in self.loaders), path=self.path, device=self.device)
+        dls = type(self)(*(dl.new(backwards=backwards) for dl in self.loaders), path=self.path, device=self.device)
+        dls.report = self.report
+        return dls
 
-# %% ../nbs/12_dataloaders.ipynb #00494d1e
-class TitleDataLoaders(_NewTitles):
-    "Training and validation `TitleDL`s over one catalog"
+# %% ../nbs/12_dataloaders.ipynb #ec499616
+class _FromCatalog(_NewTitles):
+    "Loaders from what has passed the door"
+    @classmethod
+    def from_dsets(cls,
+        train: TitleDataset, # titles to train on
+        valid: TitleDataset, # titles to validate on
+        path: str | Path = '.', # where models are saved
+        bs: int = 256, # titles in a batch
+        val_bs: int | None = None, # titles in a validation batch; `bs` if None
+        backwards: bool = False, # read titles from their end
+        window: int = 50, # batches that are sorted together
+        seed: int | None = 42, # of the order of batches
+        device: torch.device | str | None = None, # a GPU if there is one, if None
+    ):
+        "From encoded titles with the same vocabularies"
+        device = default_device() if device is None else torch.device(device)
+        kwargs = dict(backwards=backwards, window=window, seed=seed, device=device)
+        return cls(TitleDL(train, bs=bs, shuffle=True, **kwargs), TitleDL(valid, bs=val_bs or bs, **kwargs), path=path, device=device)
+
+    @classmethod
+    def _from_catalog(cls, df, valid_col, on_bad, valid_pct=.25, seed=42, min_freq=10, max_len=512, char_vocab=None, vocab=None, **kwargs):
+        train, valid = _split(df, valid_col, valid_pct, seed)
+        char_vocab = char_vocab or CharVocab.fit([t[:max_len] for t in train['title']], min_freq)
+        vocab = vocab or CategoryVocab.fit(train['category'])
+        valid = _without_unseen(valid, vocab, on_bad, df.attrs['catalog'])
+        if len(vocab) < 2: raise CatalogError(f'all training titles are in one category, {vocab[0]!r}: there is nothing to learn')
+        dsets = [_dataset(part, vocab, char_vocab, max_len) for part in (train, valid)]
+        _warn_cut(*(d.titles for d in dsets))
+        dls = cls.from_dsets(*dsets, seed=seed, **kwargs)
+        dls.report = df.attrs['catalog']
+        return dls
+
+# %% ../nbs/12_dataloaders.ipynb #4ebafa15
+class TitleDataLoaders(_FromCatalog):
+    "Training and validation `TitleDL`s over one catalog; `report` tells what was read, and which rows were left out"
     @classmethod
     def from_df(cls,
         df: pd.DataFrame, # the catalog
@@ -235,47 +275,22 @@ class TitleDataLoaders(_NewTitles):
         **kwargs # bs, val_bs, backwards, window, device: as in `from_dsets`
     ) -> 'TitleDataLoaders':
         "From a DataFrame. Raises `CatalogError` for a table that cannot be learned from, naming the row and what to do"
-        df = read_catalog(df, title_col, category_col, on_bad, (valid_col,) if valid_col else (), verbose)
-        train, valid = _split(df, valid_col, valid_pct, seed)
-        char_vocab = char_vocab or CharVocab.fit(train['title'].tolist(), min_freq)
-        vocab = vocab or CategoryVocab.fit(train['category'])
-        valid = _without_unseen(valid, vocab, on_bad)
-        if len(vocab) < 2: raise CatalogError(f'all training titles are in one category, {vocab[0]!r}: there is nothing to learn')
-        dsets = [_dataset(part, vocab, char_vocab, max_len) for part in (train, valid)]
-        _warn_cut(*(d.titles for d in dsets))
-        return cls.from_dsets(*dsets, path=path, seed=seed, **kwargs)
+        df = read_catalog(df, title_col, category_col, on_bad, () if valid_col is None else (valid_col,), verbose)
+        return cls._from_catalog(df, valid_col, on_bad, valid_pct, seed, min_freq, max_len, char_vocab, vocab, path=path, **kwargs)
 
-# %% ../nbs/12_dataloaders.ipynb #ec499616
-@patch(cls_method=True)
-def from_dsets(cls: TitleDataLoaders,
-    train: TitleDataset, # titles to train on
-    valid: TitleDataset, # titles to validate on
-    path: str | Path = '.', # where models are saved
-    bs: int = 256, # titles in a batch
-    val_bs: int | None = None, # titles in a validation batch; `bs` if None
-    backwards: bool = False, # read titles from their end
-    window: int = 50, # batches that are sorted together
-    seed: int | None = 42, # of the order of batches
-    device: torch.device | str | None = None, # a GPU if there is one, if None
-) -> TitleDataLoaders:
-    "From encoded titles with the same vocabularies"
-    device = default_device() if device is None else torch.device(device)
-    kwargs = dict(backwards=backwards, window=window, seed=seed, device=device)
-    return cls(TitleDL(train, bs=bs, shuffle=True, **kwargs), TitleDL(valid, bs=val_bs or bs, **kwargs), path=path, device=device)
-
-@patch(cls_method=True)
-def from_csv(cls: TitleDataLoaders,
-    path: str | Path, # the file itself; or a folder, for `csv_fname` and for models
-    csv_fname: str | None = None, # the file in that folder
-    title_col: str | int = 'title', # column of titles
-    category_col: str | int = 'category', # column of categories
-    valid_col: str | None = None, # column of True (validation) and False (training)
-    on_bad: str = 'raise', # bad rows: 'raise', or 'drop' with a word
-    verbose: bool = True, # print one line of what was read
-    **kwargs # as in `from_df`
-) -> TitleDataLoaders:
-    "From a TSV, CSV or Parquet file, gzipped or not, as `read_catalog` reads it"
-    file = Path(path) if csv_fname is None else Path(path)/csv_fname
-    df = read_catalog(file, title_col, category_col, on_bad, (valid_col,) if valid_col else (), verbose)
-    if valid_col: df[valid_col] = _flags(df[valid_col])
-    return cls.from_df(df, file.parent, valid_col=valid_col, on_bad=on_bad, verbose=False, **kwargs)
+    @classmethod
+    def from_csv(cls,
+        path: str | Path, # the file itself; or a folder, for `csv_fname` and for models
+        csv_fname: str | None = None, # the file in that folder
+        title_col: str | int = 'title', # column of titles; integers for both mean positions in a file without header
+        category_col: str | int = 'category', # column of categories
+        valid_col: str | int | None = None, # column of True (validation) and False (training)
+        on_bad: str = 'raise', # bad rows: 'raise', or 'drop' with a word
+        verbose: bool = True, # print one line of what was read
+        **kwargs # the rest as in `from_df`
+    ) -> 'TitleDataLoaders':
+        "From a TSV, CSV or Parquet file, gzipped or not, as `read_catalog` reads it"
+        file = Path(path) if csv_fname is None else Path(path)/csv_fname
+        df = read_catalog(file, title_col, category_col, on_bad, () if valid_col is None else (valid_col,), verbose)
+        if valid_col is not None: df[valid_col] = _flags(df[valid_col])
+        return cls._from_catalog(df, valid_col, on_bad, path=file.parent, **kwargs)

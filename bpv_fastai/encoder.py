@@ -17,7 +17,7 @@ cells = dict(lstm=nn.LSTM, gru=nn.GRU)
 def default_emb_sz(
     vocab_sz: int, # tokens in the character vocabulary
 ) -> int:
-    "Half the vocabulary, at most 50 (paper, section 4)"
+    "Half the vocabulary, at most 50, which is what the paper's 128 tokens get (section 4)"
     return min(50, (vocab_sz + 1) // 2)
 
 # %% ../nbs/20_encoder.ipynb #27d5c70e

@@ -93,7 +93,8 @@ class TitleInterpretation(_Mistakes, _Confusion):
         targs: np.ndarray, # (n,) true category ids
         losses: np.ndarray, # (n,) cross-entropy of each title
     ):
-        if (targs < 0).any() or not len(targs): raise ValueError('interpretation needs labelled titles')
+        if not len(targs): raise ValueError('there are no titles to look at: pass dl=, or train with valid_pct above 0')
+        if (targs < 0).any(): raise ValueError('interpretation needs labelled titles')
         self.dl, self.vocab, self.preds, self.probs, self.targs, self.losses = dl, dl.vocab, preds, probs, targs, losses
 
     @classmethod

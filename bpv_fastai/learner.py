@@ -14,14 +14,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from fastai.callback.fp16 import MixedPrecision  # brings `to_fp16` and `to_bf16` with it
+from fastai.callback.hook import Hook  # brings `summary` with it
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
+from fastcore.foundation import L
 from matplotlib.axes import Axes
 
-from .callbacks import StopAtDivergence, WeightedF1, WeightedPrecision, WeightedRecall
+from .callbacks import StopAtDivergence, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall
 from .dataloaders import TitleDataLoaders, TitleDL
 from .pooling import TitleClassifier
 from .schedule import LinearLRFinder, linear_cycle, plot_sweep
@@ -87,6 +89,12 @@ class _Pictures(_Sweeps):
 # %% ../nbs/43_learner.ipynb #7c624d02
 class TitleLearner(_Pictures):
     "fastai's `Learner` for titles, with the paper's linear cycle and its sweeps"
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        "fastai's `fit`. Raises `TrainingDiverged` when the loss has left all bounds"
+        super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
+        message = getattr(getattr(self, 'stop_at_divergence', None), 'message', '')
+        if message: raise TrainingDiverged(message)
+
     def fit_linear_cycle(self,
         n_epoch: int, # epochs
         lr_max=None, # peak rate; the learner's `lr` if None (the paper: 1.0 for 20 epochs, 0.8 for 40)
@@ -104,7 +112,7 @@ class TitleLearner(_Pictures):
         self.opt.set_hyper('lr', self.lr if lr_max is None else lr_max)
         lr_max = np.array([h['lr'] for h in self.opt.hypers])
         cycle = linear_cycle(lr_max, div, div_final, pct_up, self.moms if moms is None else moms)
-        self.fit(n_epoch, cbs=[ParamScheduler(cycle), *(cbs or [])], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
+        self.fit(n_epoch, cbs=[ParamScheduler(cycle), *L(cbs)], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
 
 # %% ../nbs/43_learner.ipynb #dc49a9ff
 def bpv_learner(
@@ -131,4 +139,4 @@ def bpv_learner(
     model = TitleClassifier(len(dls.char_vocab), dls.c, nh, n_layers, emb_sz, views, cell, drop_mult=drop_mult).to(dls.device)
     if metrics is None: metrics = [accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()]
     return TitleLearner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, moms=moms, metrics=metrics,
-                        cbs=[StopAtDivergence(), *(cbs or [])], path=path, model_dir=model_dir)
+                        cbs=[StopAtDivergence(), *L(cbs)], path=path, model_dir=model_dir)

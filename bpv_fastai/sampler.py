@@ -20,15 +20,16 @@ def sortish_order(
     rng: np.random.Generator | None = None, # source of the shuffle
 ) -> np.ndarray: # (n,) indices of titles; each `bs` of them are a batch
     "One epoch: shuffled, sorted by falling length within windows, batches shuffled, the longest title's first, a short one last"
-    rng, n = rng or np.random.default_rng(), len(lengths)
+    rng, lengths, n = rng or np.random.default_rng(), np.asarray(lengths), len(lengths)
     if bs < 1 or window < 1: raise ValueError('bs and window must be at least 1')
     shuffled = rng.permutation(n)
+    if n < 2 * bs: return np.roll(shuffled, -int(np.argmax(lengths[shuffled]))) if n else shuffled
+    window = min(window, max(1, n // (4 * bs)))
     in_window = np.minimum(np.arange(n) // (bs * window), max(n // (bs * window) - 1, 0))
-    order = shuffled[np.lexsort((-np.asarray(lengths)[shuffled], in_window))]
+    order = shuffled[np.lexsort((-lengths[shuffled], in_window))]
     full = n // bs
-    if full < 2: return order
     batches = rng.permutation(full)
-    longest = int(np.argmax(np.asarray(lengths)[order[:full * bs]])) // bs
+    longest = int(np.argmax(lengths[order[:full * bs]])) // bs
     batches = np.concatenate([[longest], batches[batches != longest]])
     return np.concatenate([order[:full * bs].reshape(full, bs)[batches].ravel(), order[full * bs:]])
 
@@ -55,6 +56,7 @@ class SortishSampler:
     ):
         if bs < 1 or window < 1: raise ValueError('bs and window must be at least 1')
         if not 0 <= rank < world_size: raise ValueError(f'rank {rank} of {world_size} processes')
+        if seed is None and world_size > 1: raise ValueError('several processes need the same seed: give one')
         self.lengths, self.bs, self.window, self.world_size, self.rank = np.asarray(lengths), bs, window, world_size, rank
         self.seed = int(np.random.default_rng().integers(2**32)) if seed is None else seed
         self.epoch = 0

@@ -58,6 +58,8 @@ bad_files = {
     'cut.tsv.gz': (gzip.compress(b'a\tx\n' * 1000)[:-20], 'damaged or not gzip'),
     'plain.tsv.gz': (b'a\tx\n', 'damaged or not gzip'),
     'table.parquet': (b'PAR1 no table', 'not a readable table'),
+    'swapped.tsv': (b'Category\tTitle\nx\ta\n', "it has 'Category', 'Title'"),
+    'nul.csv': (b'title,category\na\0,x\n', "row 2, column 'title': holds a NUL character"),
     'table.xlsx': (b'PK', 'does not tell what it is'),
 }
 
@@ -78,7 +80,7 @@ def test_missing_files_and_folders(tmp_path):
 
 @pytest.mark.parametrize('column', ['title', 'category'])
 @pytest.mark.parametrize('value,says', [(None, 'missing'), (float('nan'), 'missing'), (pd.NA, 'missing'), ('', 'empty'), ('\t ', 'empty'), ('a\0', 'NUL'),
-                                        ('\ud800', 'surrogate'), ([1], 'a list, not text'), (b'x', 'a bytes, not text'), (True, 'a bool, not text')])
+                                        ('\ud800', 'surrogate'), ([1], 'a list, not text'), (b'x', 'a bytes, not text'), (np.array(['x', 'y']), 'a ndarray, not text'), (1j, 'a complex, not text'), (float('inf'), 'a float, not text'), (True, 'a bool, not text')])
 def test_bad_cells_of_a_dataframe(column, value, says):
     df = pd.DataFrame({c: pd.Series(['a', 'b', 'c'], index=[10, 20, 30], dtype=object) for c in ('title', 'category')})
     df.at[20, column] = value
@@ -98,6 +100,16 @@ def test_numbers_become_text():
     df = read(pd.DataFrame(dict(title=[501, 502.5], category=[7, 8])))
     assert df.values.tolist() == [['501', '7'], ['502.5', '8']]
     assert read(pd.DataFrame(dict(title=['a', 'b'], category=[7., np.nan])), on_bad='drop').category.tolist() == ['7']
+
+
+def test_names_asked_for_must_be_there(tmp_path):
+    (tmp_path/'t.tsv').write_text('cat\tname\nx\ta\n')
+    with pytest.raises(CatalogError, match="no column 'category'"): read(tmp_path/'t.tsv', title_col='name')
+
+
+def test_a_huge_cell_of_a_csv(tmp_path):
+    (tmp_path/'t.csv').write_text(f"title,category\n{'y' * 300_000},x\n")
+    assert read(tmp_path/'t.csv').title.str.len().tolist() == [300_000]
 
 
 def test_nothing_usable_and_wrong_arguments():
@@ -149,4 +161,5 @@ def test_synthetic_catalog_has_the_shape_of_the_challenge():
     assert (lengths == 80).sum() > 5 * (lengths == 79).sum()
     assert len(counts) == 500 and counts.iloc[0] > 20 * counts.iloc[250] and df.category.str.count('>').nunique() > 1
     assert not df.equals(synthetic_catalog(100_000, 500, seed=6))
+    assert synthetic_catalog(3_600, 3_008).category.nunique() == 3_008
     assert len(synthetic_catalog(1, 1)) == 1 and len(synthetic_catalog(3, 100)) == 3

@@ -97,6 +97,28 @@ def test_callbacks_and_precision_chain():
     assert not any(isinstance(cb, MixedPrecision) for cb in learn.cbs)
 
 
+def test_callbacks_alone_as_classes_or_in_lists(tmp_path):
+    from fastai.callback.tracker import SaveModelCallback
+    dls = TitleDataLoaders.from_df(synthetic_catalog(300, 4), bs=32, verbose=False, path=tmp_path)
+    learn = bpv_learner(dls, nh=8, cbs=SaveModelCallback(monitor='weighted_f1'))
+    with learn.no_bar(), learn.no_logging(): learn.fit_linear_cycle(1, .1, cbs=SaveModelCallback)
+    assert (tmp_path/'models'/'model.pth').exists()
+
+
+def test_divergence_is_one_sentence_and_leaves_a_working_learner():
+    learn = train(synthetic_catalog(300, 4))
+    with pytest.raises(TrainingDiverged) as e, learn.no_bar(): learn.fit(1, 1e5)
+    assert '\n' not in str(e.value) and 'halve' in str(e.value)
+    assert learn.logger is print
+
+
+def test_training_on_everything_says_so_when_asked_for_results():
+    learn = train(synthetic_catalog(300, 4), valid_pct=0)
+    with learn.no_bar():
+        with pytest.raises(ValueError, match='no titles'): learn.show_results()
+        with pytest.raises(ValueError, match='no titles'): TitleInterpretation.from_learner(learn)
+
+
 @pytest.mark.filterwarnings('ignore')
 def test_export_and_load(tmp_path):
     df = synthetic_catalog(300, 4)

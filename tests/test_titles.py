@@ -79,6 +79,7 @@ def test_sortish_order(lengths, bs, window, seed):
         assert all(len(b) == bs for b in batches[:-1])
         if len(lengths): assert lengths[batches[0]].max() == lengths.max()
     if len(lengths) > 30: assert len({tuple(np.concatenate(e)) for e in epochs}) == 3
+    if len(lengths) > 8 * bs > 8: assert len({frozenset(map(frozenset, e)) for e in epochs}) > 1
 
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=300).map(np.array), st.integers(1, 9), st.integers(1, 5), st.integers(2, 5))
@@ -136,7 +137,7 @@ def test_order_of_predictions_is_the_order_of_input():
 
 def test_what_a_data_loader_refuses():
     dls = TitleDataLoaders.from_df(synthetic_catalog(400, 5), bs=32, verbose=False)
-    for bad in ([None], ['a', 3], [float('nan')]):
+    for bad in ([None], ['a', b'x'], [float('nan')], [['a']]):
         with pytest.raises(CatalogError, match='title '): dls.test_dl(bad)
     with pytest.raises(TypeError, match='one string'): encode_titles('a title', dls.char_vocab)
     with pytest.raises(CatalogError, match="'new' .row 0. is not among"): dls.test_dl(pd.DataFrame(dict(title=['a'], category=['new'])), with_labels=True)
