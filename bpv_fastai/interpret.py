@@ -9,11 +9,10 @@ __all__ = ['TitleInterpretation']
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from fastai.torch_core import display_df
 from matplotlib.axes import Axes
 
 from .callbacks import best_preds
-from .dataloaders import TitleDL
+from .dataloaders import TitleDL, show_table
 from .metrics import category_report, confused_pairs
 from .titles import decode_tokens
 
@@ -77,7 +76,7 @@ class _Mistakes:
         titles = [decode_tokens(self.dl.char_vocab, self.dl.titles[int(i)][None])[0] for i in at]
         df = pd.DataFrame(dict(title=titles, category=self.vocab.decode(self.targs[at]), predicted=self.vocab.decode(self.preds[at]),
                                probability=self.probs[at].round(3), loss=losses.round(2)), index=at)
-        return display_df(df) if show else df
+        return show_table(df, show)
 
     def report(self) -> pd.DataFrame:
         "Support, precision, recall, F1 of each category and what it is most often mistaken for"
