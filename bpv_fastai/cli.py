@@ -6,6 +6,12 @@
 __all__ = ['top_categories', 'bpv_demo']
 
 # %% ../nbs/52_cli.ipynb #2ad5a649
+import warnings
+
+# %% ../nbs/52_cli.ipynb #a8e941e7
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
+
+# %% ../nbs/52_cli.ipynb #27a9084d
 import json, os, platform, sys, time
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +30,12 @@ from .dataloaders import TitleDataLoaders
 from .learner import TitleLearner, bpv_learner
 from .metrics import CategoryCounts
 
-# %% ../nbs/52_cli.ipynb #27a9084d
+# %% ../nbs/52_cli.ipynb #3a08005f
 def _versions() -> dict:
     "Of Python and of the libraries that figures depend on"
     return dict(python=platform.python_version()) | {name: version(name) for name in ('bpv_fastai', 'torch', 'fastai', 'fastcore', 'numpy', 'pandas', 'scikit-learn')}
 
-# %% ../nbs/52_cli.ipynb #3a08005f
+# %% ../nbs/52_cli.ipynb #064764b6
 def _save_plots(df: pd.DataFrame, learn: TitleLearner, out: Path) -> list:
     "The plots of the demo as PNG files"
     fig, axs = plt.subplots(2, 2, figsize=(9, 5.2), layout='constrained')
@@ -37,7 +43,7 @@ def _save_plots(df: pd.DataFrame, learn: TitleLearner, out: Path) -> list:
     fig.savefig(out/'demo.png', dpi=110); plt.close(fig)
     return [out/'demo.png']
 
-# %% ../nbs/52_cli.ipynb #be0827c9
+# %% ../nbs/52_cli.ipynb #c00dab54
 def top_categories(
     learn: TitleLearner, # a trained learner
     titles: list, # titles to label
@@ -55,7 +61,7 @@ def _show_table(rows: list, header: list) -> str:
     widths = [max(len(r[i]) for r in cells) for i in range(len(header))]
     return '\n'.join('  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in cells)
 
-# %% ../nbs/52_cli.ipynb #c00dab54
+# %% ../nbs/52_cli.ipynb #06e5c11f
 def _demo_catalog(catalog: str, title_col: str, category_col: str, rows: int, seed: int) -> pd.DataFrame:
     "At most `rows` titles at random, each title once: USDA foods, or a file"
     df = read_catalog(catalog, title_col, category_col, on_bad='drop') if catalog else usda_foods()
@@ -76,7 +82,7 @@ def _train(df: pd.DataFrame, epochs: int, nh: int, bs: int, lr: float, seed: int
     learn.fit_linear_cycle(epochs)
     return learn, time.perf_counter() - start
 
-# %% ../nbs/52_cli.ipynb #bca52866
+# %% ../nbs/52_cli.ipynb #be33f2d4
 def _judge(df: pd.DataFrame, learn: TitleLearner) -> dict:
     "Scores of the network and of the linear model on the same validation titles"
     train, valid, vocab = df[~df.is_valid], df[df.is_valid], learn.dls.vocab
@@ -87,7 +93,7 @@ def _judge(df: pd.DataFrame, learn: TitleLearner) -> dict:
     return dict(rows=len(df), categories=len(vocab), valid_rows=len(valid), **ours, linear_precision=linear['precision'], linear_recall=linear['recall'],
                 linear_f1=linear['f1'], linear_seconds=linear_seconds)
 
-# %% ../nbs/52_cli.ipynb #dd57626a
+# %% ../nbs/52_cli.ipynb #f283ec8a
 def _run_demo(rows, epochs, nh, bs, lr, seed, catalog, title_col, category_col, out) -> dict:
     "The whole job; gives the report that it writes"
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +119,7 @@ def _run_demo(rows, epochs, nh, bs, lr, seed, catalog, title_col, category_col, 
     print(f"\nwritten: {', '.join(str(p) for p in [out/'report.json', *plots, out/'learner.pkl'])}")
     return report
 
-# %% ../nbs/52_cli.ipynb #06e5c11f
+# %% ../nbs/52_cli.ipynb #70ad3132
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all
