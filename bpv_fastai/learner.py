@@ -23,7 +23,7 @@ from fastai.optimizer import SGD
 from fastcore.foundation import L
 from matplotlib.axes import Axes
 
-from .callbacks import StopAtDivergence, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall
+from .callbacks import F1Calibration, StopAtDivergence, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall
 from .dataloaders import TitleDataLoaders, TitleDL
 from .pooling import TitleClassifier
 from .schedule import LinearLRFinder, linear_cycle, plot_sweep
@@ -87,7 +87,30 @@ class _Pictures(_Sweeps):
         return dl.show_results(b, preds, max_n=max_n, probs=probs, **kwargs)
 
 # %% ../nbs/43_learner.ipynb #7c624d02
-class TitleLearner(_Pictures):
+class _Decides(_Pictures):
+    "Labels for new titles"
+    def decide(self,
+        titles, # list, array or Series of titles, or a DataFrame with the column `title`
+        top_k: int = 3, # most probable categories to add
+        rule: str = 'f1', # 'f1' (raises the expected weighted F1) or 'best' (most probable)
+    ) -> pd.DataFrame: # title, category, confidence, accepted, then category and probability of the `top_k`
+        "Label titles, with calibrated confidence, and whether that is enough to go without a person. What fits nowhere goes to a rare category, with a confidence near 0"
+        if isinstance(titles, pd.DataFrame): titles = titles['title']
+        titles = titles if isinstance(titles, pd.Series) else pd.Series(list(titles), dtype=object)
+        parts = [titles[i:i + 50_000] for i in range(0, max(1, len(titles)), 50_000)]  # so that memory stays bounded
+        return pd.concat([self._decide_part(part, top_k, rule) for part in parts])
+
+    def _decide_part(self, titles, top_k, rule):
+        probs = self.get_preds(dl=self.dls.test_dl(titles))[0].numpy()
+        ids, confidence, accepted = self.f1_calibration.decide(probs, rule)
+        df = pd.DataFrame(dict(title=titles.to_numpy(), category=self.dls.vocab.decode(ids), confidence=confidence, accepted=accepted), index=titles.index)
+        calibrated = self.f1_calibration.calibrator.transform(probs)
+        for j, at in enumerate(np.argsort(-calibrated, axis=1)[:, :top_k].T, 1):
+            df[f'category_{j}'], df[f'probability_{j}'] = self.dls.vocab.decode(at), calibrated[np.arange(len(at)), at]
+        return df
+
+# %% ../nbs/43_learner.ipynb #b3167334
+class TitleLearner(_Decides):
     "fastai's `Learner` for titles, with the paper's linear cycle and its sweeps"
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         "fastai's `fit`. Raises `TrainingDiverged` when the loss has left all bounds"
@@ -114,7 +137,7 @@ class TitleLearner(_Pictures):
         cycle = linear_cycle(lr_max, div, div_final, pct_up, self.moms if moms is None else moms)
         self.fit(n_epoch, cbs=[ParamScheduler(cycle), *L(cbs)], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
 
-# %% ../nbs/43_learner.ipynb #dc49a9ff
+# %% ../nbs/43_learner.ipynb #fafb1145
 def bpv_learner(
     dls: TitleDataLoaders, # titles and categories
     nh: int = 512, # width of a recurrent layer; 128 for a CPU
@@ -139,4 +162,4 @@ def bpv_learner(
     model = TitleClassifier(len(dls.char_vocab), dls.c, nh, n_layers, emb_sz, views, cell, drop_mult=drop_mult).to(dls.device)
     if metrics is None: metrics = [accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()]
     return TitleLearner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, moms=moms, metrics=metrics,
-                        cbs=[StopAtDivergence(), *L(cbs)], path=path, model_dir=model_dir)
+                        cbs=[StopAtDivergence(), F1Calibration(), *L(cbs)], path=path, model_dir=model_dir)

@@ -147,9 +147,8 @@ def test_threshold_holds_what_it_promises():
         confidence = rng.random(5_000)
         correct = rng.random(5_000) < confidence
         t = threshold_for(confidence, correct, .9)
-        kept.append((1 + t) / 2 >= .9)  # the true precision of uniform confidences from t up
-        assert t < .95
-    assert np.mean(kept) >= .95
+        kept.append(t)
+    assert np.mean((1 + np.array(kept)) / 2 >= .9) >= .95 and np.median(kept) < .9  # the true precision of uniform confidences from t up is (1+t)/2
 
 
 def test_coverage_by_hand():

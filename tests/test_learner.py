@@ -138,3 +138,21 @@ def test_interpretation_agrees_with_predictions():
         preds, targs = learn.get_preds()
     assert sum(n for *_, n in interp.most_confused()) == (preds.argmax(1) != targs).sum()
     assert interp.confusion_matrix(list(learn.dls.vocab)).sum() == len(targs)
+
+
+def test_decisions_survive_and_refuse(tmp_path):
+    learn = train(synthetic_catalog(400, 4), path=tmp_path)
+    table = learn.f1_calibration.table
+    assert table.shape == (8, 3) and table.notna().all().all()
+    df = learn.decide(pd.DataFrame(dict(title=['b', 'a'] * 40), index=range(100, 180)), top_k=9)
+    assert df.index.tolist() == list(range(100, 180)) and df.title.tolist() == ['b', 'a'] * 40 and 'category_4' in df and 'category_5' not in df
+    assert (df.probability_1 >= df.probability_2).all() and df.accepted.dtype == bool
+    with pytest.raises(ValueError, match="'f1' or 'best'"): learn.decide(['a'], rule='lucky')
+    with pytest.raises(ValueError, match='nothing is calibrated'): bpv_learner(learn.dls, nh=8).decide(['a'])
+    everything = train(synthetic_catalog(300, 4), valid_pct=0)
+    with pytest.raises(ValueError, match='nothing is calibrated'): everything.decide(['a'])
+
+
+def test_fit_leaves_the_recorder_as_it_was():
+    learn = train(synthetic_catalog(400, 4))
+    assert len(learn.recorder.losses) == len(learn.dls.train) and len(learn.recorder.values) == 1 and learn.f1_calibration.table is not None
