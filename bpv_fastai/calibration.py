@@ -73,7 +73,24 @@ def _fit_ratios(steps: pd.DataFrame, knots: np.ndarray, window: int) -> np.ndarr
     return ratios
 
 # %% ../nbs/31_calibration.ipynb #d09c3513
-class ProbabilityCalibrator:
+class _RatioPlot:
+    "Figure 5 of the paper"
+    def plot(self,
+        ax: Axes | None = None, # where to draw; a new figure if None
+    ) -> Axes: # what was drawn on
+        "Measured over predicted in each step, smoothed, and the fitted ratio (paper, Figure 5)"
+        if self.steps is None: raise ValueError('nothing is fitted yet: call fit(probs, targs) first')
+        ax = ax or plt.subplots(figsize=(5.5, 2.8), layout='constrained')[1]
+        for steps, style, label in ((self.steps, '.', 'steps of 1%'), (_smooth(self.steps, self.window), '-', 'smoothed')):
+            seen = steps[steps.promised > 0]
+            ax.plot(seen.promised / seen.claims, seen.true / seen.promised, style, ms=3, lw=1, label=label)
+        ax.plot(self.knots, self.ratios, 'o-', ms=3, label='fitted')
+        ax.axhline(1, color='grey', lw=.5)
+        ax.set(xlabel='predicted probability', ylabel='accuracy / predicted', ylim=(0, 2)); ax.legend(frameon=False)
+        return ax
+
+# %% ../nbs/31_calibration.ipynb #3e881b9e
+class ProbabilityCalibrator(_RatioPlot):
     "Multiplies probabilities by a piecewise-linear ratio of measured accuracy to predicted probability (paper, 5.6.1)"
     def __init__(self,
         knots: tuple = (0., .05, .1, .2, .35, .5, .65, .8, .9, 1.), # probabilities at which the ratio may bend; the first piece must hold what a compact form leaves out
@@ -111,21 +128,7 @@ class ProbabilityCalibrator:
         "The ratio at probability `p`"
         return np.interp(p, self.knots, self.ratios)
 
-    def plot(self,
-        ax: Axes | None = None, # where to draw; a new figure if None
-    ) -> Axes: # what was drawn on
-        "Measured over predicted in each step, smoothed, and the fitted ratio (paper, Figure 5)"
-        if self.steps is None: raise ValueError('nothing is fitted yet: call fit(probs, targs) first')
-        ax = ax or plt.subplots(figsize=(5.5, 2.8), layout='constrained')[1]
-        for steps, style, label in ((self.steps, '.', 'steps of 1%'), (_smooth(self.steps, self.window), '-', 'smoothed')):
-            seen = steps[steps.promised > 0]
-            ax.plot(seen.promised / seen.claims, seen.true / seen.promised, style, ms=3, lw=1, label=label)
-        ax.plot(self.knots, self.ratios, 'o-', ms=3, label='fitted')
-        ax.axhline(1, color='grey', lw=.5)
-        ax.set(xlabel='predicted probability', ylabel='accuracy / predicted', ylim=(0, 2)); ax.legend(frameon=False)
-        return ax
-
-# %% ../nbs/31_calibration.ipynb #79d78d8a
+# %% ../nbs/31_calibration.ipynb #eba23aa4
 def fit_temperature(
     probs: np.ndarray, # (n, categories) probabilities of labelled titles
     targs: np.ndarray, # (n,) true category ids
@@ -145,7 +148,7 @@ def apply_temperature(
     e = np.exp(z - z.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
-# %% ../nbs/31_calibration.ipynb #eba23aa4
+# %% ../nbs/31_calibration.ipynb #475cb40b
 def log_loss(
     probs: np.ndarray, # (n, categories) probabilities, brought to add up to 1
     targs: np.ndarray, # (n,) true category ids
@@ -170,7 +173,7 @@ def calibration_error(
     step = np.minimum((confidence * n_steps).astype(int), n_steps - 1)
     return float(np.abs(np.bincount(step, confidence - correct, n_steps)).sum() / max(1, len(confidence)))
 
-# %% ../nbs/31_calibration.ipynb #06110fcc
+# %% ../nbs/31_calibration.ipynb #3d3299b9
 def compare_calibrations(
     fit_probs: np.ndarray, # (n, categories) probabilities to fit on
     fit_targs: np.ndarray, # (n,) their categories

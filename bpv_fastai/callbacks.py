@@ -157,7 +157,23 @@ def _split_probs(model, dl, k: int, seed: int, progress) -> list:
     return [(half.result(), np.concatenate(ts)) for half, ts in zip(halves, targs)]
 
 # %% ../nbs/42_callbacks.ipynb #c6fa07b8
-class F1Calibration(Callback):
+class _Decide:
+    "Decisions by what was calibrated"
+    calibrator, rule, threshold = None, None, float('inf')
+    def decide(self,
+        probs: np.ndarray, # (n, categories) probabilities of the network
+        rule: str = 'f1', # 'f1' (expected F1) or 'best' (most probable)
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # category ids, calibrated confidence, whether to accept without a person, (n,) each
+        "Decide for some titles. Raises `ValueError` before the first fit"
+        if rule not in ('f1', 'best'): raise ValueError(f"rule is {rule!r}; it can be 'f1' or 'best'")
+        if self.calibrator is None: raise ValueError('nothing is calibrated yet: fit the learner on data with validation titles, or call learn.f1_calibration.calibrate(dl)')
+        top = self.calibrator.transform(as_top_probs(probs))
+        preds = self.rule.predict(top) if rule == 'f1' else top.best()[0]
+        confidence = prob_of(top, preds)
+        return preds, confidence, confidence >= self.threshold
+
+# %% ../nbs/42_callbacks.ipynb #974f7987
+class F1Calibration(_Decide, Callback):
     "At the end of a fit: calibrator and decision rule from the validation titles, and a table of what they bring"
     order = 80
     def __init__(self,
@@ -167,7 +183,7 @@ class F1Calibration(Callback):
         verbose: bool = True, # print the table
     ):
         self.k, self.precision, self.seed, self.verbose = max(20, k), precision, seed, verbose
-        self.table, self.calibrator, self.rule, self.threshold, self.trained = None, None, None, float('inf'), False
+        self.table, self.trained = None, False
 
     def before_fit(self): self.trained = False
     def after_train(self): self.trained = not any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
@@ -190,15 +206,3 @@ class F1Calibration(Callback):
         preds = self.rule.predict(top)
         self.threshold = threshold_for(prob_of(top, preds), preds == targs, self.precision)
         if self.verbose and self.learn.logger != noop: print(self.table.round(4).to_string())
-
-    def decide(self,
-        probs: np.ndarray, # (n, categories) probabilities of the network
-        rule: str = 'f1', # 'f1' (expected F1) or 'best' (most probable)
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # category ids, calibrated confidence, whether to accept without a person, (n,) each
-        "Decide for some titles. Raises `ValueError` before the first fit"
-        if rule not in ('f1', 'best'): raise ValueError(f"rule is {rule!r}; it can be 'f1' or 'best'")
-        if self.calibrator is None: raise ValueError('nothing is calibrated yet: fit the learner on data with validation titles, or call learn.f1_calibration.calibrate(dl)')
-        top = self.calibrator.transform(as_top_probs(probs))
-        preds = self.rule.predict(top) if rule == 'f1' else top.best()[0]
-        confidence = prob_of(top, preds)
-        return preds, confidence, confidence >= self.threshold

@@ -87,14 +87,10 @@ class TopProbs:
         return cls(np.concatenate([p.values for p in parts]), np.concatenate([p.ids for p in parts]), sum(p.rest for p in parts))
 
     def __len__(self): return len(self.values)
-    @property
-    def n_categories(self) -> int: return len(self.rest)
-    @property
-    def totals(self) -> np.ndarray: return self.rest[:, 0] + np.bincount(self.ids.ravel(), self.values.ravel().astype(np.float64), self.n_categories)
-    @property
-    def bound(self) -> float: return 0. if self.values.shape[1] == self.n_categories else 1 / (self.values.shape[1] + 1)
-    @property
-    def nbytes(self) -> int: return self.values.nbytes + self.ids.nbytes + self.rest.nbytes
+    n_categories = property(lambda self: len(self.rest), doc='number of categories')
+    totals = property(lambda self: self.rest[:, 0] + _moments(self.values, self.ids, self.n_categories)[:, 0], doc='expected number of titles of each category, float64')
+    bound = property(lambda self: 0. if self.values.shape[1] == self.n_categories else 1 / (self.values.shape[1] + 1), doc='what is above this is kept exactly')
+    nbytes = property(lambda self: self.values.nbytes + self.ids.nbytes + self.rest.nbytes, doc='memory')
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         "Category and probability of the largest of each title, (n,) each"
         return self.take(self.values)
