@@ -1,4 +1,11 @@
-"The public names of all modules."
+"The public names of all modules, and what loads an exported learner."
+import warnings
+
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')  # said by newer PyTorch at fastai's import
+
+from fastai.learner import load_learner
+from fastai.torch_core import set_seed
+
 from .baseline import *
 from .calibration import *
 from .callbacks import *

@@ -55,6 +55,8 @@ class CatalogReport(dict):
         s = f"{self['source']}: {self['titles']:,} titles in {self['categories']:,} categories"
         if self['repeated']:  s += f", {self['repeated']:,} repeat an earlier title"
         if self['ambiguous']: s += f", {self['ambiguous']:,} titles have several categories"
+        if self.get('numbers'): s += ', whose names were numbers and are text from here'
+        if self.get('shared'): s += f", {self['shared']:,} validation titles are also in training (drop_duplicates('title') avoids that)"
         if self['dropped']:   s += f", {self['dropped']:,} bad rows left out (the report's bad_rows shows them)"
         return s
 
@@ -105,8 +107,9 @@ def _header(cells, columns, path, kind):
     if all(c in cells for c in columns): return list(cells), True
     looks_like_one = {c.strip().lower() for c in cells} & {'title', 'category'}
     if kind == 'tsv' and columns == ['title', 'category'] and not looks_like_one: return list(columns), False
+    hint = ' Are they separated by semicolons? Save the table with commas, or as TSV.' if len(cells) == 1 and ';' in str(cells[0]) else ''
     raise CatalogError(f'{path}: no column {", ".join(repr(c) for c in columns if c not in cells)}; it has '
-                       f'{", ".join(map(repr, cells))}. Name yours with title_col= and category_col=')
+                       f'{", ".join(map(repr, cells))}.{hint} Name yours with title_col= and category_col=')
 
 # %% ../nbs/00_catalog.ipynb #85246523
 @contextmanager
@@ -169,7 +172,7 @@ def _left_out(bad: list, source: str, on_bad: str):
     column = f", column {b['column']!r}" if b['column'] != '' else ''
     more = f' {len(bad):,} cells or rows are bad in all.' if len(bad) > 1 else ''
     raise CatalogError(f"{source}, row {b['row']!r}{column}: {b['problem']}.{more} "
-                       "Mend them, or pass on_bad='drop' to leave those rows out and see them in catalog_report(df).bad_rows")
+                       "Mend them, or pass on_bad='drop' to leave those rows out and see them in the report: catalog_report(df).bad_rows, or dls.report.bad_rows")
 
 # %% ../nbs/00_catalog.ipynb #0c8a8ade
 def _summary(df: pd.DataFrame, source: str, bad: list, dropped: int) -> CatalogReport:
@@ -206,7 +209,7 @@ def read_catalog(
     if not len(df) and not bad: raise CatalogError(f'{name}: no rows')
     n, from_file = len(df) + len(bad), not isinstance(source, pd.DataFrame)
     df = df.set_axis(['title', 'category', *other_cols], axis=1)
-    texts = {c: _as_text(df[c]) for c in ('title', 'category')}
+    texts, numbers = {c: _as_text(df[c]) for c in ('title', 'category')}, bool(pd.api.types.is_numeric_dtype(df['category'].dtype))
     asked = dict(title=title_col, category=category_col)
     found = [(i, c, p) for c, values in texts.items() for i, v in enumerate(values) if (p := _problem(v))]
     labels = [o if isinstance(o, (int, str)) else str(o) for o in df.index.tolist()]
@@ -218,6 +221,7 @@ def read_catalog(
     if not len(df): raise CatalogError(f'{name}: none of the {n:,} rows is usable; the first: {bad[0]["problem"]} (row {bad[0]["row"]})')
     df = (df.reset_index(drop=True) if from_file else df).astype({'title': 'str', 'category': 'str'})
     df.attrs['catalog'] = _summary(df, name, bad, n - len(df))
+    df.attrs['catalog']['numbers'] = numbers
     if verbose: print(df.attrs['catalog'])
     return df
 

@@ -13,6 +13,7 @@ warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 
 # %% ../nbs/52_cli.ipynb #27a9084d
 import json, os, platform, sys, time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import default_device, set_seed
+from fastcore.imports import IN_NOTEBOOK
 from fastcore.script import call_parse
 
 from .baseline import linear_baseline
@@ -79,7 +81,7 @@ def _train(df: pd.DataFrame, epochs: int, nh: int, bs: int, lr: float, seed: int
     dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=bs, val_bs=256, seed=seed, verbose=False)
     learn = bpv_learner(dls, nh=nh, lr=lr)
     start = time.perf_counter()
-    learn.fit_linear_cycle(epochs)
+    with nullcontext() if IN_NOTEBOOK or sys.stdout.isatty() else learn.no_bar(): learn.fit_linear_cycle(epochs)
     return learn, time.perf_counter() - start
 
 # %% ../nbs/52_cli.ipynb #be33f2d4
@@ -90,21 +92,23 @@ def _judge(df: pd.DataFrame, learn: TitleLearner) -> dict:
     model, linear_seconds = linear_baseline(train['title'], train['category'])
     linear_preds = vocab.encode(model.predict(valid['title'].tolist()))
     ours, linear = (CategoryCounts(len(vocab)).add(best['targs'], preds).averages() for preds in (best['preds'], linear_preds))
-    return dict(rows=len(df), categories=len(vocab), valid_rows=len(valid), **ours, linear_precision=linear['precision'], linear_recall=linear['recall'],
+    return dict(rows=len(df), categories=len(vocab), predicted_categories=len(set(best['preds'].tolist())), valid_rows=len(valid), **ours, linear_precision=linear['precision'], linear_recall=linear['recall'],
                 linear_f1=linear['f1'], linear_seconds=linear_seconds)
 
 # %% ../nbs/52_cli.ipynb #f283ec8a
 def _run_demo(rows, epochs, nh, bs, lr, seed, catalog, title_col, category_col, out) -> dict:
     "The whole job; gives the report that it writes"
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
     df = _demo_catalog(catalog, title_col, category_col, rows, seed)
+    out = Path(out); out.mkdir(parents=True, exist_ok=True)
     df = df.assign(is_valid=df.index.isin(split_catalog(df, seed=seed)[1].index))
     device = str(default_device())
     print(f'training a network {nh} wide for {epochs} epochs on {device}' + f' ({torch.get_num_threads()} threads)' * (device == 'cpu'), flush=True)
     learn, seconds = _train(df, epochs, nh, bs, lr, seed, out)
     plots = _save_plots(df, learn, out)  # before predicting, which empties fastai's recorder
     learn.export('learner.pkl')
-    report = _judge(df, learn) | dict(train_seconds=seconds, titles_per_second=epochs * len(learn.dls.train_ds) / seconds,
+    report = _judge(df, learn)
+    if report['predicted_categories'] < 2: print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
+    report |= dict(train_seconds=seconds, titles_per_second=epochs * len(learn.dls.train_ds) / seconds,
         epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, source=df.attrs['catalog']['source'], device=device, versions=_versions())
     decided = learn.f1_calibration.table.loc[('expected F1', 'calibrated')]
     report |= {f'decided_{name}': float(decided[name]) for name in ('precision', 'recall', 'f1')}
@@ -120,6 +124,7 @@ def _run_demo(rows, epochs, nh, bs, lr, seed, catalog, title_col, category_col, 
     beside = out/f'.report.json.{os.getpid()}'
     beside.write_text(json.dumps(report, indent=1)); beside.replace(out/'report.json')
     print(f"\nwritten: {', '.join(str(p) for p in [out/'report.json', *plots, out/'learner.pkl'])}")
+    print(f"label your own titles: load_learner('{out/'learner.pkl'}').decide(['a title', 'another'])   # from bpv_fastai.all import load_learner")
     return report
 
 # %% ../nbs/52_cli.ipynb #70ad3132

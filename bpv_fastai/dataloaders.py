@@ -91,7 +91,7 @@ class _ShowTitles:
 
     def sample_batch(self, max_n: int = 9) -> tuple:
         "A batch of titles at random, for people to look at"
-        if not self.n: raise ValueError('there are no titles to show: valid_pct=0 leaves none for validation; pass dl=')
+        if not self.n: raise ValueError('there are no titles to show (valid_pct=0 and a loaded learner have none for validation): pass dl=')
         return self.batch(np.random.default_rng().permutation(self.n)[:max_n])
 
     def decode_batch(self, b: tuple, max_n: int = 9, full: bool = True) -> list:
@@ -179,11 +179,10 @@ def _without_unseen(valid: pd.DataFrame, vocab: CategoryVocab, on_bad: str, repo
 # %% ../nbs/12_dataloaders.ipynb #031d81d5
 def _targets(categories: pd.Series, vocab: CategoryVocab) -> np.ndarray:
     "Ids of categories, all of which must be known"
-    names = _as_text(categories)
-    ids = vocab.encode(names)
+    ids = vocab.encode(categories)
     if (ids < 0).any():
         i = int(np.argmax(ids < 0))
-        raise CatalogError(f'category {names[i]!r} (row {categories.index.tolist()[i]!r}) is not among the {len(vocab):,} that the network knows')
+        raise CatalogError(f'category {categories.iloc[i]!s} (row {categories.index.tolist()[i]!r}) is not among the {len(vocab):,} that the network knows')
     return ids
 
 def _dataset(df: pd.DataFrame, vocab: CategoryVocab, char_vocab: CharVocab, max_len: int) -> TitleDataset:
@@ -245,7 +244,7 @@ class _FromCatalog(_NewTitles):
         return cls(TitleDL(train, bs=bs, shuffle=True, **kwargs), TitleDL(valid, bs=val_bs or bs, **kwargs), path=path, device=device)
 
     @classmethod
-    def _from_catalog(cls, df, valid_col, on_bad, valid_pct=.25, seed=42, min_freq=10, max_len=512, char_vocab=None, vocab=None, **kwargs):
+    def _from_catalog(cls, df, valid_col, on_bad, verbose, valid_pct=.25, seed=42, min_freq=10, max_len=512, char_vocab=None, vocab=None, **kwargs):
         train, valid = _split(df, valid_col, valid_pct, seed)
         char_vocab = char_vocab or CharVocab.fit([t[:max_len] for t in train['title']], min_freq)
         vocab = vocab or CategoryVocab.fit(train['category'])
@@ -255,6 +254,8 @@ class _FromCatalog(_NewTitles):
         _warn_cut(*(d.titles for d in dsets))
         dls = cls.from_dsets(*dsets, seed=seed, **kwargs)
         dls.report = df.attrs['catalog']
+        dls.report['shared'] = int(valid['title'].isin(set(train['title'])).sum()) if dls.report['repeated'] else 0
+        if verbose: print(dls.report)
         return dls
 
 # %% ../nbs/12_dataloaders.ipynb #4ebafa15
@@ -278,8 +279,8 @@ class TitleDataLoaders(_FromCatalog):
         **kwargs # bs, val_bs, backwards, window, device: as in `from_dsets`
     ) -> 'TitleDataLoaders':
         "From a DataFrame. Raises `CatalogError` for a table that cannot be learned from, naming the row and what to do"
-        df = read_catalog(df, title_col, category_col, on_bad, () if valid_col is None else (valid_col,), verbose)
-        return cls._from_catalog(df, valid_col, on_bad, valid_pct, seed, min_freq, max_len, char_vocab, vocab, path=path, **kwargs)
+        df = read_catalog(df, title_col, category_col, on_bad, () if valid_col is None else (valid_col,), verbose=False)
+        return cls._from_catalog(df, valid_col, on_bad, verbose, valid_pct, seed, min_freq, max_len, char_vocab, vocab, path=path, **kwargs)
 
     @classmethod
     def from_csv(cls,
@@ -294,6 +295,6 @@ class TitleDataLoaders(_FromCatalog):
     ) -> 'TitleDataLoaders':
         "From a TSV, CSV or Parquet file, gzipped or not, as `read_catalog` reads it"
         file = Path(path) if csv_fname is None else Path(path)/csv_fname
-        df = read_catalog(file, title_col, category_col, on_bad, () if valid_col is None else (valid_col,), verbose)
+        df = read_catalog(file, title_col, category_col, on_bad, () if valid_col is None else (valid_col,), verbose=False)
         if valid_col is not None: df[valid_col] = _flags(df[valid_col])
-        return cls._from_catalog(df, valid_col, on_bad, path=file.parent, **kwargs)
+        return cls._from_catalog(df, valid_col, on_bad, verbose, path=file.parent, **kwargs)

@@ -114,6 +114,7 @@ class TitleLearner(_Decides):
     "fastai's `Learner` for titles, with the paper's linear cycle and its sweeps"
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         "fastai's `fit`. Raises `TrainingDiverged` when the loss has left all bounds"
+        if not len(self.dls.train): raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
         super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
         message = getattr(getattr(self, 'stop_at_divergence', None), 'message', '')
         if message: raise TrainingDiverged(message)

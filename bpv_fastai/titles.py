@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .catalog import CatalogError, _problem
+from .catalog import CatalogError, _as_text, _problem
 
 # %% ../nbs/10_titles.ipynb #c91778ed
 def _code_points(titles: Sequence[str]) -> np.ndarray:
@@ -114,10 +114,10 @@ class CategoryVocab(_Vocab):
         return cls(names[np.argsort(-counts, kind='stable')])
 
     def encode(self,
-        categories: Sequence[str], # names
+        categories: Sequence, # names; numbers are taken as `read_catalog` takes them
     ) -> np.ndarray: # (n,) int64 ids, -1 where a category is not in the vocabulary
         "Ids of categories"
-        return self._index.get_indexer(np.asarray(categories, dtype=object)).astype(np.int64)
+        return self._index.get_indexer(pd.Index(_as_text(pd.Series(categories, dtype=object)), dtype=object)).astype(np.int64)
 
     def decode(self, ids: Iterable[int]) -> list: return [self.entries[int(i)] for i in ids]
     def __len__(self): return len(self.entries)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bpv_fastai.catalog import synthetic_catalog
 from bpv_fastai.dataloaders import TitleDataLoaders
 from bpv_fastai.learner import bpv_learner
-from bpv_fastai.pooling import PoolingLinearClassifier, TitleClassifier, pool_views, views
+from bpv_fastai.pooling import PoolingLinearClassifier, TitleClassifier, pool_views, view_functions
 
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -26,7 +26,7 @@ def slow_views(output, mask, names):
 
 
 @given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 5), st.sampled_from(['behind', 'before', 'anywhere']),
-       st.lists(st.sampled_from(list(views)), min_size=1, max_size=5), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 99))
+       st.lists(st.sampled_from(list(view_functions)), min_size=1, max_size=5), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 99))
 @settings(max_examples=300, deadline=None)
 def test_views_equal_a_loop(bs, longest, nh, where, names, dtype, seed):
     gen = torch.Generator().manual_seed(seed)

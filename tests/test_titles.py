@@ -140,5 +140,5 @@ def test_what_a_data_loader_refuses():
     for bad in ([None], ['a', b'x'], [float('nan')], [['a']]):
         with pytest.raises(CatalogError, match='title '): dls.test_dl(bad)
     with pytest.raises(TypeError, match='one string'): encode_titles('a title', dls.char_vocab)
-    with pytest.raises(CatalogError, match="'new' .row 0. is not among"): dls.test_dl(pd.DataFrame(dict(title=['a'], category=['new'])), with_labels=True)
+    with pytest.raises(CatalogError, match="category new .row 0. is not among"): dls.test_dl(pd.DataFrame(dict(title=['a'], category=['new'])), with_labels=True)
     with pytest.raises(CatalogError, match="no column 'title'"): dls.test_dl(pd.DataFrame(dict(name=['a'])))
