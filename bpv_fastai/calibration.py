@@ -70,7 +70,7 @@ def _fit_ratios(steps: pd.DataFrame, knots: np.ndarray, window: int) -> np.ndarr
     for _ in range(60):  # the solver may overstep a limit by a rounding: walk back towards 1, which keeps them all
         if np.isfinite(ratios).all() and (_never_falls(knots) @ ratios >= 0).all() and (ratios >= 0).all() and ratios[-1] <= 1: break
         ratios = np.nan_to_num(ratios, nan=1.) * .999 + .001
-    return ratios
+    return ratios if np.isfinite(ratios).all() and (_never_falls(knots) @ ratios >= 0).all() else np.ones(len(knots))
 
 # %% ../nbs/31_calibration.ipynb #d09c3513
 class _RatioPlot:
@@ -118,10 +118,11 @@ class ProbabilityCalibrator(_RatioPlot):
             total = made.sum(1, keepdims=True)
             return made / np.where(total > 0, total, 1) if renormalise else made
         if renormalise: raise ValueError('renormalise needs the full matrix')
-        if probs.bound > self.knots[1]: raise ValueError(f'the compact form keeps too few of each title: k must be at least {int(np.ceil(1 / self.knots[1])) - 1}')
+        if probs.bound > self.knots[1]: raise ValueError(f'the compact form keeps too few of each title (up to {probs.bound:.2f} is left out, {self.knots[1]:.2f} is allowed): make it with a larger k')
+        if np.isnan(probs.rest).any(): raise ValueError('these probabilities are calibrated already')
         (low, high), width = self.ratios[:2], self.knots[1]
         bend = (high - low) / width  # in the first piece p*ratio = low*p + bend*p**2, so the sums of p and of p**2 suffice
-        rest = np.stack([low * probs.rest[:, 0] + bend * probs.rest[:, 1], np.zeros(len(probs.rest))], 1)
+        rest = np.stack([low * probs.rest[:, 0] + bend * probs.rest[:, 1], np.full(len(probs.rest), np.nan)], 1)
         return TopProbs(np.clip(probs.values * self.ratio(probs.values), 0, 1).astype(probs.values.dtype), probs.ids, rest)
 
     def ratio(self, p) -> np.ndarray:
@@ -182,7 +183,7 @@ def compare_calibrations(
 ) -> pd.DataFrame: # a row for each way: calibration error, Brier score, log loss
     "Piecewise-linear calibration beside none, temperature scaling and isotonic regression"
     claims = fit_probs.ravel()
-    kept = claims > .002  # the many claims near zero would only slow isotonic regression down
+    kept = claims > min(.002, claims.max() / 2)  # the many claims near zero would only slow isotonic regression down
     isotonic = IsotonicRegression(y_min=0, y_max=1, out_of_bounds='clip').fit(claims[kept], (np.arange(fit_probs.shape[1]) == np.asarray(fit_targs)[:, None]).ravel()[kept])
     iso = np.where(probs > .002, isotonic.predict(probs.ravel()).reshape(probs.shape), probs)
     ways = {'none': probs, 'piecewise linear': ProbabilityCalibrator().fit(fit_probs, fit_targs).transform(probs),

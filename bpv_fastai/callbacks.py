@@ -138,6 +138,17 @@ def judge_decisions(
     return pd.DataFrame(rows).T.rename_axis(['decision', 'probabilities'])
 
 # %% ../nbs/42_callbacks.ipynb #dacbe218
+def _honest_answers(halves) -> dict:
+    "Calibrated confidence of the answers of each rule and whether they are right, each half by what was fitted on the other"
+    answers = {'f1': [], 'best': []}
+    for (fit_on, fit_targs), (top, targs) in (halves, halves[::-1]):
+        calibrator = ProbabilityCalibrator().fit(fit_on, fit_targs)
+        fit_on, top = calibrator.transform(fit_on), calibrator.transform(top)
+        for rule, preds in dict(f1=ExpectedF1.fit(fit_on).predict(top), best=top.best()[0]).items():
+            answers[rule].append((prob_of(top, preds), preds == targs))
+    return {rule: tuple(np.concatenate(c) for c in zip(*parts)) for rule, parts in answers.items()}
+
+# %% ../nbs/42_callbacks.ipynb #c6fa07b8
 def _split_probs(model, dl, k: int, seed: int, progress) -> list:
     "Probabilities and targets of two random halves of a `TitleDL`, in the compact form"
     idxs, device, start = dl.get_idxs(), next(model.parameters()).device, 0
@@ -156,10 +167,10 @@ def _split_probs(model, dl, k: int, seed: int, progress) -> list:
     finally: model.train(was_training)
     return [(half.result(), np.concatenate(ts)) for half, ts in zip(halves, targs)]
 
-# %% ../nbs/42_callbacks.ipynb #c6fa07b8
+# %% ../nbs/42_callbacks.ipynb #974f7987
 class _Decide:
     "Decisions by what was calibrated"
-    calibrator, rule, threshold = None, None, float('inf')
+    calibrator, rule, thresholds = None, None, dict(f1=float('inf'), best=float('inf'))
     def decide(self,
         probs: np.ndarray, # (n, categories) probabilities of the network
         rule: str = 'f1', # 'f1' (expected F1) or 'best' (most probable)
@@ -170,9 +181,9 @@ class _Decide:
         top = self.calibrator.transform(as_top_probs(probs))
         preds = self.rule.predict(top) if rule == 'f1' else top.best()[0]
         confidence = prob_of(top, preds)
-        return preds, confidence, confidence >= self.threshold
+        return preds, confidence, confidence >= self.thresholds[rule]
 
-# %% ../nbs/42_callbacks.ipynb #974f7987
+# %% ../nbs/42_callbacks.ipynb #c427125b
 class F1Calibration(_Decide, Callback):
     "At the end of a fit: calibrator and decision rule from the validation titles, and a table of what they bring"
     order = 80
@@ -194,15 +205,13 @@ class F1Calibration(_Decide, Callback):
     def calibrate(self,
         dl: TitleDL | None = None, # labelled titles that the network was not trained on; the validation titles if None
     ):
-        "Fit calibrator, rule and threshold"
+        "Fit calibrator and rule on all titles, and thresholds on cross-fitted answers"
         bar = partial(progress_bar, leave=False) if hasattr(self.learn, 'progress') else noop
         dl = (self.learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
         halves = _split_probs(self.learn.model, dl, self.k, self.seed, bar)
         self.table = judge_decisions(halves)
         top, targs = TopProbs.concat([h for h, _ in halves]), np.concatenate([t for _, t in halves])
         self.calibrator = ProbabilityCalibrator().fit(top, targs)
-        top = self.calibrator.transform(top)
-        self.rule = ExpectedF1.fit(top)
-        preds = self.rule.predict(top)
-        self.threshold = threshold_for(prob_of(top, preds), preds == targs, self.precision)
+        self.rule = ExpectedF1.fit(self.calibrator.transform(top))
+        self.thresholds = {rule: threshold_for(*answers, self.precision) for rule, answers in _honest_answers(halves).items()}
         if self.verbose and self.learn.logger != noop: print(self.table.round(4).to_string())

@@ -81,6 +81,7 @@ def plot_f1_curve(
     "Expected F1 of one category over its cutoff"
     ids, p, f1, ends = _f1_curves(as_top_probs(probs))
     own = (ids == category) & ends
+    if not own.any(): raise ValueError(f'category {category} is among the most probable of no title')
     ax = ax or plt.subplots(figsize=(5, 2.6), layout='constrained')[1]
     ax.plot(p[own], f1[own])
     ax.plot(p[own][f1[own].argmax()], f1[own].max(), 'o', label=f'cutoff {p[own][f1[own].argmax()]:.2f}')
@@ -138,17 +139,18 @@ class ExpectedF1:
         probs: np.ndarray | TopProbs, # (n, categories) probabilities, best calibrated; no labels are needed
         n_iter: int = 30, # rounds at most
     ) -> 'ExpectedF1':
-        "Find the rule on a set of titles. What it expects there is never below best-wins or `F1Cutoffs`"
+        "Find the rule on a set of titles. What it expects there is never below best-wins or `F1Cutoffs` with 'argmax' or 'rarest'"
         top = as_top_probs(probs)
         rule = best = cls(np.ones(top.n_categories), np.zeros(top.n_categories))
-        best_score, seen, n = -1., None, top.totals
+        best_score, n = -1., top.totals
         for _ in range(n_iter):
             preds = rule._take(top)
             score, t, g = _expected(top, preds, prob_of(top, preds))
             if score > best_score: best, best_score = rule, score
-            if seen is not None and (preds == seen).all(): break
-            seen, both = preds, np.maximum(n + g, 1e-12)
-            rule = cls((rule.slope + 2 * n / both) / 2, (rule.offset + t / both) / 2)  # half the way, which ends swinging to and fro
+            both = np.maximum(n + g, 1e-12)
+            after = cls((rule.slope + 2 * n / both) / 2, (rule.offset + t / both) / 2)  # half the way, which ends swinging to and fro
+            if np.allclose(after.slope, rule.slope) and np.allclose(after.offset, rule.offset): break
+            rule = after
         for cutoffs in (F1Cutoffs.fit(top, fallback) for fallback in ('argmax', 'rarest')):
             score = expected_f1(top, cutoffs.predict(top))
             if score > best_score: best, best_score = cls(best.slope, best.offset, cutoffs), score

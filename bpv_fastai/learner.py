@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from fastai.callback.fp16 import MixedPrecision  # brings `to_fp16` and `to_bf16` with it
 from fastai.callback.hook import Hook  # brings `summary` with it
 from fastai.callback.progress import ProgressCallback
@@ -97,11 +98,12 @@ class _Decides(_Pictures):
         "Label titles, with calibrated confidence, and whether that is enough to go without a person. What fits nowhere goes to a rare category, with a confidence near 0"
         if isinstance(titles, pd.DataFrame): titles = titles['title']
         titles = titles if isinstance(titles, pd.Series) else pd.Series(list(titles), dtype=object)
-        parts = [titles[i:i + 50_000] for i in range(0, max(1, len(titles)), 50_000)]  # so that memory stays bounded
+        n = max(1, 20_000_000 // self.dls.c)  # so that memory stays bounded
+        parts = [titles.iloc[i:i + n] for i in range(0, max(1, len(titles)), n)]
         return pd.concat([self._decide_part(part, top_k, rule) for part in parts])
 
     def _decide_part(self, titles, top_k, rule):
-        probs = self.get_preds(dl=self.dls.test_dl(titles))[0].numpy()
+        probs = self.get_preds(dl=self.dls.test_dl(titles), act=partial(torch.softmax, dim=-1))[0].numpy()
         ids, confidence, accepted = self.f1_calibration.decide(probs, rule)
         df = pd.DataFrame(dict(title=titles.to_numpy(), category=self.dls.vocab.decode(ids), confidence=confidence, accepted=accepted), index=titles.index)
         calibrated = self.f1_calibration.calibrator.transform(probs)

@@ -75,7 +75,8 @@ def category_report(
 ) -> pd.DataFrame: # a row per category: support, predicted, precision, recall, f1, confused_with
     "Scores of each category and the category that it is most often mistaken for, the most frequent first"
     counts = CategoryCounts(len(vocab)).add(targs, preds)
-    most = confused_pairs(targs, preds).drop_duplicates('actual').set_index('actual').predicted
+    said = np.asarray(preds) >= 0
+    most = confused_pairs(np.asarray(targs)[said], np.asarray(preds)[said]).drop_duplicates('actual').set_index('actual').predicted
     return pd.DataFrame(dict(support=counts.true, predicted=counts.predicted, precision=counts.precision, recall=counts.recall, f1=counts.f1,
         confused_with=[vocab[int(most[i])] if i in most.index else '' for i in range(len(vocab))]),
         index=pd.Index(list(vocab), name='category')).sort_values('support', ascending=False, kind='stable')

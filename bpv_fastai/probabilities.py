@@ -89,7 +89,7 @@ class TopProbs:
     def __len__(self): return len(self.values)
     n_categories = property(lambda self: len(self.rest), doc='number of categories')
     totals = property(lambda self: self.rest[:, 0] + _moments(self.values, self.ids, self.n_categories)[:, 0], doc='expected number of titles of each category, float64')
-    bound = property(lambda self: 0. if self.values.shape[1] == self.n_categories else 1 / (self.values.shape[1] + 1), doc='what is above this is kept exactly')
+    bound = property(lambda self: 0. if self.values.shape[1] == self.n_categories else float(self.values.min(1).max(initial=0)), doc='what is above this is kept')
     nbytes = property(lambda self: self.values.nbytes + self.ids.nbytes + self.rest.nbytes, doc='memory')
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         "Category and probability of the largest of each title, (n,) each"

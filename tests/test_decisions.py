@@ -129,7 +129,7 @@ def test_calibrated_sums_of_the_compact_form():
     assert np.allclose(calibrator.transform(TopProbs.gather([probs], 24)).totals, calibrator.transform(probs).sum(0), atol=1e-6)
 
 
-def test_cutoffs_and_expected_f1_raise_weighted_f1_and_random_labels_do_not():
+def test_cutoffs_and_expected_f1_raise_weighted_f1():
     rng = np.random.default_rng(3)
     share = 1 / np.arange(1, 101)
     probs = rng.dirichlet(5 * share / share.sum(), 20_000)
@@ -165,3 +165,44 @@ def test_path_scores_by_sets():
     scores = path_scores(targs, preds).loc['all']
     assert scores.precision == pytest.approx(hits / sum(len(sets(p)) for p in preds)) and scores.recall == pytest.approx(hits / sum(len(sets(t)) for t in targs))
     assert path_scores(['a/b'], ['a/c'], sep='/').accuracy.tolist() == [1, 0, 0]
+
+
+@given(problems())
+@settings(max_examples=200, deadline=None)
+def test_rarest_is_the_original_rule(probs):
+    "Everything below its category's cutoff is struck out; the largest that is left wins; where nothing is left, the rarest category"
+    n, c = probs.shape
+    expected = probs.sum(0, dtype=np.float64)
+    struck = np.zeros((n, c))
+    for j in range(c):
+        curve = curve_by_hand(probs[:, j])
+        if curve:
+            best = max(f for f, _ in curve)
+            cutoff = F1Cutoffs.fit(probs).cutoffs[j]  # of equally good cutoffs either may be taken
+            assert any(q == cutoff and f >= best - 1e-9 for f, q in curve)
+            struck[:, j] = np.where(probs[:, j] >= cutoff, probs[:, j], 0)
+    plain = [int(row.argmax()) if row.max() > 0 else int(expected.argmin()) for row in struck]
+    got = F1Cutoffs.fit_predict(probs, 'rarest')
+    for row, a, b in zip(struck, plain, got): assert a == b or (row[a] == row[b] and row.max() > 0) or np.isclose(expected[a], expected[b])
+
+
+def test_random_labels_bring_no_gain():
+    from bpv_fastai.callbacks import judge_decisions
+    rng = np.random.default_rng(0)
+    share = 1 / np.arange(1, 51)
+    probs = rng.dirichlet(5 * share / share.sum(), 10_000)
+    targs = rng.permutation((probs.cumsum(1) > rng.random((10_000, 1))).argmax(1))
+    f1 = judge_decisions([(as_top_probs(probs[:5_000]), targs[:5_000]), (as_top_probs(probs[5_000:]), targs[5_000:])]).f1
+    base = f1[('best wins', 'raw')]
+    chance = ((np.bincount(targs) / len(targs))**2).sum()
+    assert f1.max() < max(base, chance) + .01
+
+
+def test_compact_form_where_much_is_left_out():
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.full(200, .2), 4_000).astype(np.float32)
+    top = TopProbs.gather([probs], 24)
+    assert probs.sum() - top.values.sum() > .1 * probs.sum()
+    full, short = F1Cutoffs.fit(as_top_probs(probs, 200)), F1Cutoffs.fit(top)
+    for j, (a, b) in enumerate(zip(full.cutoffs, short.cutoffs)):
+        if max(f for f, _ in curve_by_hand(probs[:, j])) >= 2 * top.bound: assert a == b
