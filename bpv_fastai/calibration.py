@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
-from .probabilities import TopProbs, as_top_probs, check_probs
+from .probabilities import TopProbs, as_top_probs
 
 # %% ../nbs/31_calibration.ipynb #d7a6e547
 def probability_steps(
@@ -135,7 +135,7 @@ def fit_temperature(
     targs: np.ndarray, # (n,) true category ids
 ) -> float: # above 1 if the probabilities are overconfident
     "The temperature with the smallest log loss (Guo et al., On Calibration of Modern Neural Networks, 2017)"
-    logs, at = np.log(np.maximum(probs, 1e-30)), np.arange(len(targs))
+    logs = np.log(np.maximum(probs, 1e-30))
     def loss(log_t): return log_loss(apply_temperature(probs, np.exp(log_t), logs), targs)
     return float(np.exp(minimize_scalar(loss, bounds=(-2, 2), method='bounded', options=dict(xatol=1e-3)).x))
 

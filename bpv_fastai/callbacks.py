@@ -120,6 +120,15 @@ def best_preds(
     return keep.result(dl.get_idxs())
 
 # %% ../nbs/42_callbacks.ipynb #c7f3e299
+def _cross_fitted(halves, calibrated: bool = True):
+    "Each half with the other one to fit on, both calibrated by the other one if asked: (fit_on, top, targs)"
+    for (fit_on, fit_targs), (top, targs) in (halves, halves[::-1]):
+        if calibrated:
+            calibrator = ProbabilityCalibrator().fit(fit_on, fit_targs)
+            fit_on, top = calibrator.transform(fit_on), calibrator.transform(top)
+        yield fit_on, top, targs
+
+# %% ../nbs/42_callbacks.ipynb #dacbe218
 def judge_decisions(
     halves: Sequence[tuple[TopProbs, np.ndarray]], # two random halves of labelled titles: probabilities, true category ids
 ) -> pd.DataFrame: # precision, recall, f1 (weighted) by way of deciding, with and without calibration
@@ -127,28 +136,23 @@ def judge_decisions(
     rows = {}
     for calibrated in (False, True):
         counts = {}
-        for (fit_on, fit_targs), (top, targs) in (halves, halves[::-1]):
-            if calibrated:
-                calibrator = ProbabilityCalibrator().fit(fit_on, fit_targs)
-                fit_on, top = calibrator.transform(fit_on), calibrator.transform(top)
+        for fit_on, top, targs in _cross_fitted(halves, calibrated):
             ways = {'best wins': top.best()[0], 'cutoffs': F1Cutoffs.fit(fit_on).predict(top), 'cutoffs, rarest': F1Cutoffs.fit(fit_on, 'rarest').predict(top),
                     'expected F1': ExpectedF1.fit(fit_on).predict(top)}
             for way, preds in ways.items(): counts.setdefault(way, CategoryCounts(top.n_categories)).add(targs, preds)
         rows |= {(way, 'calibrated' if calibrated else 'raw'): c.averages() for way, c in counts.items()}
     return pd.DataFrame(rows).T.rename_axis(['decision', 'probabilities'])
 
-# %% ../nbs/42_callbacks.ipynb #dacbe218
+# %% ../nbs/42_callbacks.ipynb #c6fa07b8
 def _honest_answers(halves) -> dict:
     "Calibrated confidence of the answers of each rule and whether they are right, each half by what was fitted on the other"
     answers = {'f1': [], 'best': []}
-    for (fit_on, fit_targs), (top, targs) in (halves, halves[::-1]):
-        calibrator = ProbabilityCalibrator().fit(fit_on, fit_targs)
-        fit_on, top = calibrator.transform(fit_on), calibrator.transform(top)
+    for fit_on, top, targs in _cross_fitted(halves):
         for rule, preds in dict(f1=ExpectedF1.fit(fit_on).predict(top), best=top.best()[0]).items():
             answers[rule].append((prob_of(top, preds), preds == targs))
     return {rule: tuple(np.concatenate(c) for c in zip(*parts)) for rule, parts in answers.items()}
 
-# %% ../nbs/42_callbacks.ipynb #c6fa07b8
+# %% ../nbs/42_callbacks.ipynb #974f7987
 def _split_probs(model, dl, k: int, seed: int, progress) -> list:
     "Probabilities and targets of two random halves of a `TitleDL`, in the compact form"
     idxs, device, start = dl.get_idxs(), next(model.parameters()).device, 0
@@ -167,7 +171,7 @@ def _split_probs(model, dl, k: int, seed: int, progress) -> list:
     finally: model.train(was_training)
     return [(half.result(), np.concatenate(ts)) for half, ts in zip(halves, targs)]
 
-# %% ../nbs/42_callbacks.ipynb #974f7987
+# %% ../nbs/42_callbacks.ipynb #c427125b
 class _Decide:
     "Decisions by what was calibrated"
     calibrator, rule, thresholds = None, None, dict(f1=float('inf'), best=float('inf'))
@@ -183,7 +187,7 @@ class _Decide:
         confidence = prob_of(top, preds)
         return preds, confidence, confidence >= self.thresholds[rule]
 
-# %% ../nbs/42_callbacks.ipynb #c427125b
+# %% ../nbs/42_callbacks.ipynb #cb47913c
 class F1Calibration(_Decide, Callback):
     "At the end of a fit: calibrator and decision rule from the validation titles, and a table of what they bring"
     order = 80

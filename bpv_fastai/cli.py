@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import default_device, set_seed
@@ -110,10 +109,11 @@ def _run_demo(rows, epochs, nh, bs, lr, seed, catalog, title_col, category_col, 
     if report['predicted_categories'] < 2: print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
     report |= dict(train_seconds=seconds, titles_per_second=epochs * len(learn.dls.train_ds) / seconds,
         epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, source=df.attrs['catalog']['source'], device=device, versions=_versions())
-    decided = learn.f1_calibration.table.loc[('expected F1', 'calibrated')]
-    report |= {f'decided_{name}': float(decided[name]) for name in ('precision', 'recall', 'f1')}
+    table, names = learn.f1_calibration.table, ('precision', 'recall', 'f1')  # no table where there are too few validation titles
+    decided = [None if table is None else float(table.loc[('expected F1', 'calibrated'), name]) for name in names]
+    report |= {f'decided_{name}': value for name, value in zip(names, decided)}
     print('\n' + _show_table([['balanced pooling views', report['precision'], report['recall'], report['f1'], f'{seconds:.0f}'],
-                              ['  with decisions for F1', *decided.astype(float), ''],
+                              *([] if table is None else [['  with decisions for F1', *decided, '']]),
                               ['linear SVM, TF-IDF', report['linear_precision'], report['linear_recall'], report['linear_f1'], f"{report['linear_seconds']:.0f}"]],
                              ['', 'precision', 'recall', 'weighted F1', 'seconds']))
     valid = df[df.is_valid]

@@ -24,6 +24,14 @@ def test_demo_on_a_catalog_of_ones_own(tmp_path):
     assert 'weighted F1' in ran.stdout and 'linear SVM' in ran.stdout and ran.stdout.count(' | ') >= 20
 
 
+def test_demo_on_a_handful_of_titles(tmp_path):
+    synthetic_catalog(40, 3).to_csv(tmp_path/'few.csv', index=False)
+    ran = demo('--catalog', 'few.csv', '--epochs', 1, '--nh', 8, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads((tmp_path/'bpv_demo'/'report.json').read_text())
+    assert report['decided_f1'] is None and 'decisions for F1' not in ran.stdout
+
+
 @pytest.mark.parametrize('args,says', [(['--catalog', 'none.tsv'], 'there is no such file'), (['--epochs', 0], 'must be positive'), (['--catalog', 'one.tsv'], '1 columns')])
 def test_errors_are_one_line(tmp_path, args, says):
     (tmp_path/'one.tsv').write_text('a title\n')
