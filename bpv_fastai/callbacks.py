@@ -23,7 +23,7 @@ from fastprogress.fastprogress import progress_bar
 
 from .calibration import ProbabilityCalibrator
 from .dataloaders import TitleDL
-from .decisions import ExpectedF1, F1Cutoffs, prob_of, threshold_for
+from .decisions import Decider, ExpectedF1, F1Cutoffs, prob_of, threshold_for
 from .metrics import CategoryCounts
 from .probabilities import TopProbs, TopProbsGatherer, as_top_probs
 
@@ -172,23 +172,7 @@ def _split_probs(model, dl, k: int, seed: int, progress) -> list:
     return [(half.result(), np.concatenate(ts)) for half, ts in zip(halves, targs)]
 
 # %% ../nbs/42_callbacks.ipynb #c427125b
-class _Decide:
-    "Decisions by what was calibrated"
-    calibrator, rule, thresholds = None, None, dict(f1=float('inf'), best=float('inf'))
-    def decide(self,
-        probs: np.ndarray, # (n, categories) probabilities of the network
-        rule: str = 'f1', # 'f1' (expected F1) or 'best' (most probable)
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # category ids, calibrated confidence, whether to accept without a person, (n,) each
-        "Decide for some titles. Raises `ValueError` before the first fit"
-        if rule not in ('f1', 'best'): raise ValueError(f"rule is {rule!r}; it can be 'f1' or 'best'")
-        if self.calibrator is None: raise ValueError('nothing is calibrated yet: fit the learner on data with validation titles, or call learn.f1_calibration.calibrate(dl)')
-        top = self.calibrator.transform(as_top_probs(probs))
-        preds = self.rule.predict(top) if rule == 'f1' else top.best()[0]
-        confidence = prob_of(top, preds)
-        return preds, confidence, confidence >= self.thresholds[rule]
-
-# %% ../nbs/42_callbacks.ipynb #cb47913c
-class F1Calibration(_Decide, Callback):
+class F1Calibration(Decider, Callback):
     "At the end of a fit: calibrator and decision rule from the validation titles, and a table of what they bring"
     order = 80
     def __init__(self,
@@ -197,7 +181,8 @@ class F1Calibration(_Decide, Callback):
         seed: int = 0, # of the halves
         verbose: bool = True, # print the table
     ):
-        self.k, self.precision, self.seed, self.verbose = max(20, k), precision, seed, verbose
+        super().__init__(k=max(20, k))
+        self.precision, self.seed, self.verbose = precision, seed, verbose
         self.table, self.trained = None, False
 
     def before_fit(self): self.trained = False

@@ -150,18 +150,28 @@ def _read_parquet(path: Path, columns: list) -> tuple[pd.DataFrame, list]:
 # %% ../nbs/00_catalog.ipynb #0aced641
 _kinds = {'.tsv': 'tsv', '.txt': 'tsv', '.csv': 'csv', '.parquet': 'parquet', '.pq': 'parquet'}
 
-def _read_file(path: Path, columns: list) -> tuple[pd.DataFrame, list]:
-    "The named columns of a file of any kind that its name tells, and the rows that have no such columns"
+def _file_kind(path: Path, exists: bool = True) -> str:
+    "'tsv', 'csv' or 'parquet', as the name tells, of a file that is there"
     ending = (path.with_suffix('') if path.suffix.lower() == '.gz' else path).suffix.lower()
     if ending not in _kinds: raise CatalogError(f'{path}: its name does not tell what it is; it should end in {", ".join(_kinds)}, or those with .gz')
-    if not path.exists(): raise CatalogError(f'{path}: there is no such file (looked in {path.parent.resolve()})')
-    if path.is_dir(): raise CatalogError(f'{path}: this is a folder; name a file in it')
-    try: return _read_parquet(path, columns) if _kinds[ending] == 'parquet' else _read_rows(path, _kinds[ending], columns)
+    if exists and not path.exists(): raise CatalogError(f'{path}: there is no such file (looked in {path.parent.resolve()})')
+    if exists and path.is_dir(): raise CatalogError(f'{path}: this is a folder; name a file in it')
+    return _kinds[ending]
+
+@contextmanager
+def _reading(path: Path):
+    "What goes wrong while reading, in one sentence"
+    try: yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise CatalogError(f'{path}: damaged or not gzip ({e}); fetch it again') from None
     except OSError as e: raise CatalogError(f'{path}: {e}') from None
     except ValueError as e:
         if isinstance(e, CatalogError): raise
         raise CatalogError(f'{path}: not a readable table ({e})') from None
+
+def _read_file(path: Path, columns: list) -> tuple[pd.DataFrame, list]:
+    "The named columns of a file of any kind that its name tells, and the rows that have no such columns"
+    kind = _file_kind(path)
+    with _reading(path): return _read_parquet(path, columns) if kind == 'parquet' else _read_rows(path, kind, columns)
 
 # %% ../nbs/00_catalog.ipynb #d247af2e
 def _left_out(bad: list, source: str, on_bad: str):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['F1Cutoffs', 'plot_f1_curve', 'expected_f1', 'prob_of', 'ExpectedF1', 'coverage_curve', 'threshold_for',
-           'plot_coverage']
+           'plot_coverage', 'Decider', 'decider_from_dict']
 
 # %% ../nbs/32_decisions.ipynb #af1ea23b
 import matplotlib.pyplot as plt
@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy.stats import beta
 
+from .calibration import ProbabilityCalibrator
 from .probabilities import TopProbs, as_top_probs
 
 # %% ../nbs/32_decisions.ipynb #358e74f4
@@ -202,3 +203,66 @@ def plot_coverage(
         ax.axvline(share, color='C1', lw=1, label=f'accept {share:.0f}% at {precision:.0%} (confidence {t:.2f} and up)'); ax.legend(frameon=False)
     ax.set(xlabel='titles accepted, %', ylabel='of these right, %')
     return ax
+
+# %% ../nbs/32_decisions.ipynb #4ae0b1c4
+def _plain(values) -> list:
+    "Numbers as JSON can hold them: infinite is null"
+    return [float(v) if np.isfinite(v) else None for v in values]
+
+def _numbers(found: dict, name: str, n: int, dtype=np.float64, endless: bool = False) -> np.ndarray:
+    "`n` finite numbers by name (null is infinite where that makes sense), or an error"
+    values = found.get(name)
+    if not isinstance(values, list) or len(values) != n: raise ValueError(f'{name} must hold {n:,} numbers')
+    if not all(endless and v is None or isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30 for v in values): raise ValueError(f'{name} holds what is no number')
+    return np.array([np.inf if v is None else v for v in values], dtype)
+
+# %% ../nbs/32_decisions.ipynb #9c32ad92
+class Decider:
+    "Answers from a network's probabilities: category, calibrated confidence, whether to accept"
+    def __init__(self,
+        calibrator: ProbabilityCalibrator | None = None, # fitted; None where nothing is yet
+        rule: ExpectedF1 | None = None, # fitted on calibrated probabilities
+        thresholds: dict | None = None, # confidence from which on an answer is accepted, by rule: 'f1', 'best'; nothing is if None
+        k: int = 32, # probabilities looked at for each title
+    ):
+        self.calibrator, self.rule, self.k = calibrator, rule, k
+        self.thresholds = dict(f1=float('inf'), best=float('inf')) if thresholds is None else thresholds
+
+    def decide(self,
+        probs: np.ndarray | TopProbs, # (n, categories) probabilities of the network
+        rule: str = 'f1', # 'f1' (expected F1) or 'best' (most probable)
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # category ids, calibrated confidence, whether to accept without a person, (n,) each
+        "Decide for some titles. Raises `ValueError` before anything is fitted"
+        if rule not in ('f1', 'best'): raise ValueError(f"rule is {rule!r}; it can be 'f1' or 'best'")
+        if self.calibrator is None: raise ValueError('nothing is calibrated yet: fit the learner on data with validation titles, or call learn.f1_calibration.calibrate(dl)')
+        top = self.calibrator.transform(as_top_probs(probs, self.k))
+        preds = self.rule.predict(top) if rule == 'f1' else top.best()[0]
+        confidence = prob_of(top, preds)
+        return preds, confidence, confidence >= self.thresholds[rule]
+
+    def to_dict(self) -> dict: # only lists, numbers and text
+        "What is fitted, for a JSON file"
+        cutoffs = self.rule.cutoffs
+        return dict(k=self.k, knots=_plain(self.calibrator.knots), ratios=_plain(self.calibrator.ratios), slope=_plain(self.rule.slope), offset=_plain(self.rule.offset),
+                    cutoffs=None if cutoffs is None else _plain(cutoffs.cutoffs), totals=None if cutoffs is None else _plain(cutoffs.totals),
+                    fallback=None if cutoffs is None else cutoffs.fallback, thresholds={r: _plain([t])[0] for r, t in self.thresholds.items()})
+
+# %% ../nbs/32_decisions.ipynb #5958c5fd
+def decider_from_dict(
+    found: dict, # what `Decider.to_dict` gave
+    n_categories: int, # number of categories it must be for
+) -> Decider:
+    "The same decisions again. Raises `ValueError` for anything else"
+    if not isinstance(found, dict): raise ValueError('the decisions are no dictionary')
+    k, knots = found.get('k'), found.get('knots')
+    if not isinstance(k, int) or isinstance(k, bool) or not 20 <= k <= 10_000: raise ValueError(f'k is {k!r}; it must be 20 to 10,000')
+    if not isinstance(knots, list) or not 2 <= len(knots) <= 1_000: raise ValueError('knots must be 2 to 1,000 numbers')
+    calibrator = ProbabilityCalibrator(_numbers(found, 'knots', len(knots)))
+    calibrator.ratios = _numbers(found, 'ratios', len(knots))
+    cutoffs = None
+    if found.get('cutoffs') is not None:
+        cutoffs = F1Cutoffs(_numbers(found, 'cutoffs', n_categories, np.float32, True), _numbers(found, 'totals', n_categories), found.get('fallback'))
+    rule = ExpectedF1(_numbers(found, 'slope', n_categories), _numbers(found, 'offset', n_categories), cutoffs)
+    thresholds = found.get('thresholds')
+    if not isinstance(thresholds, dict) or set(thresholds) != {'f1', 'best'}: raise ValueError("thresholds must be given for 'f1' and 'best'")
+    return Decider(calibrator, rule, {r: float(_numbers({r: [t]}, r, 1, endless=True)[0]) for r, t in thresholds.items()}, k)

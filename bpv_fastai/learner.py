@@ -22,15 +22,17 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
 from fastcore.foundation import L
+from fastcore.meta import delegates
 from matplotlib.axes import Axes
 
 from .callbacks import F1Calibration, StopAtDivergence, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall
 from .dataloaders import TitleDataLoaders, TitleDL
 from .pooling import TitleClassifier
+from .resume import Checkpoints, StartsAnywhere
 from .schedule import LinearLRFinder, linear_cycle, plot_sweep
 
 # %% ../nbs/43_learner.ipynb #428d5fda
-class _Sweeps(Learner):
+class _Sweeps(StartsAnywhere, Learner):
     "Sweeps of rate and momentum; they leave the weights as they were"
     def lr_sweep(self,
         end_lr: float = 3., # rate at the end
@@ -113,13 +115,29 @@ class _Decides(_Pictures):
 
 # %% ../nbs/43_learner.ipynb #b3167334
 class TitleLearner(_Decides):
-    "fastai's `Learner` for titles, with the paper's linear cycle and its sweeps"
-    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        "fastai's `fit`. Raises `TrainingDiverged` when the loss has left all bounds"
+    "fastai's `Learner` for titles, with the paper's linear cycle, its sweeps, and fits that go on when they were killed"
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, resume=False):
+        "fastai's `fit`; `resume=True` keeps checkpoints and continues from one. Raises `TrainingDiverged` when the loss has left all bounds, `ResumeError` for a checkpoint of another fit"
         if not len(self.dls.train): raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
-        super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
+        cbs = [*L(cbs), *([Checkpoints()] if resume else [])]
+        checkpoints = [cb for cb in (*cbs, *self.cbs) if isinstance(cb, Checkpoints)]
+        try: super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
+        finally:
+            for cb in checkpoints: cb.close()
+        for cb in checkpoints:
+            if cb.error: raise cb.error
         message = getattr(getattr(self, 'stop_at_divergence', None), 'message', '')
         if message: raise TrainingDiverged(message)
+
+    @delegates(Learner.fit_one_cycle)
+    def fit_one_cycle(self, n_epoch, lr_max=None, cbs=None, resume=False, **kwargs):
+        "fastai's cosine 1cycle; `resume=True` keeps checkpoints and continues from one"
+        super().fit_one_cycle(n_epoch, lr_max, cbs=[*L(cbs), *([Checkpoints()] if resume else [])], **kwargs)
+
+    @delegates(Learner.fit_flat_cos)
+    def fit_flat_cos(self, n_epoch, lr=None, cbs=None, resume=False, **kwargs):
+        "fastai's flat rate and cosine end; `resume=True` keeps checkpoints and continues from one"
+        super().fit_flat_cos(n_epoch, lr, cbs=[*L(cbs), *([Checkpoints()] if resume else [])], **kwargs)
 
     def fit_linear_cycle(self,
         n_epoch: int, # epochs
@@ -132,13 +150,14 @@ class TitleLearner(_Decides):
         cbs=None, # further callbacks
         reset_opt: bool = False, # start with a fresh optimizer
         start_epoch: int = 0, # skip the epochs before
+        resume: bool = False, # keep checkpoints, and continue from one that a killed run of the same fit has left
     ):
         "Fit with the linear 1cycle of the paper (5.3, Figure 3)"
         if self.opt is None: self.create_opt()
         self.opt.set_hyper('lr', self.lr if lr_max is None else lr_max)
         lr_max = np.array([h['lr'] for h in self.opt.hypers])
         cycle = linear_cycle(lr_max, div, div_final, pct_up, self.moms if moms is None else moms)
-        self.fit(n_epoch, cbs=[ParamScheduler(cycle), *L(cbs)], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
+        self.fit(n_epoch, cbs=[ParamScheduler(cycle), *L(cbs)], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch, resume=resume)
 
 # %% ../nbs/43_learner.ipynb #fafb1145
 def bpv_learner(

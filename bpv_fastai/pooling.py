@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .encoder import TitleEncoder
+from .encoder import TitleEncoder, default_emb_sz
 
 # %% ../nbs/21_pooling.ipynb #c1c87cc4
 def _last(output, mask, empty):
@@ -74,7 +74,7 @@ class PoolingLinearClassifier(nn.Module):
         input: tuple[Tensor, Tensor], # output (bs, longest, nh) and mask (bs, longest), True where there is padding
     ) -> tuple[Tensor, Tensor, Tensor]: # logits (bs, categories), and the output twice, as fastai's regularizers want it
         output, mask = input
-        x = self.layers(pool_views(output, mask, self.views))
+        x = self.layers(pool_views(output, mask, self.views).to(self.layers[-1].weight.dtype))
         if self.y_range is not None: x = torch.sigmoid(x) * (self.y_range[1] - self.y_range[0]) + self.y_range[0]
         return x, output, output
 
@@ -96,6 +96,7 @@ class TitleClassifier(nn.Module):
     ):
         super().__init__()
         if drop_mult < 0 or drop_mult * max(emb_p, hidden_p, output_p) >= 1: raise ValueError(f'drop_mult {drop_mult} makes a dropout of 1 or more, or below 0')
+        self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, nh=nh, n_layers=n_layers, emb_sz=emb_sz or default_emb_sz(vocab_sz), views=tuple(views), cell=cell)
         self.encoder = TitleEncoder(vocab_sz, emb_sz, nh, n_layers, emb_p * drop_mult, hidden_p * drop_mult, cell)
         self.head = PoolingLinearClassifier([len(check_views(views)) * nh, n_categories], [output_p * drop_mult], views=views)
 

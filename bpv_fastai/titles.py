@@ -7,7 +7,7 @@ __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'count_points', 'CharVocab', 'decode_toke
            'save_titles', 'load_titles']
 
 # %% ../nbs/10_titles.ipynb #3412b2f9
-import json, os, warnings
+import json, warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .catalog import CatalogError, _as_text, _problem
+from .files import whole_file
 
 # %% ../nbs/10_titles.ipynb #c91778ed
 def _code_points(titles: Sequence[str]) -> np.ndarray:
@@ -207,13 +208,9 @@ def save_titles(
     path: str | Path, # an .npz file
 ) -> Path: # where it was saved
     "Save encoded titles with their vocabulary"
-    path = Path(path)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(beside, 'wb') as f:
-            np.savez(f, buffer=titles.buffer, offsets=titles.offsets, points=titles.vocab._points[4:], n_cut=titles.n_cut, max_len=titles.max_len)
-        return beside.replace(path)
-    finally: beside.unlink(missing_ok=True)
+    with whole_file(path) as beside, open(beside, 'wb') as f:
+        np.savez(f, buffer=titles.buffer, offsets=titles.offsets, points=titles.vocab._points[4:], n_cut=titles.n_cut, max_len=titles.max_len)
+    return Path(path)
 
 def load_titles(
     path: str | Path, # an .npz file from `save_titles`
