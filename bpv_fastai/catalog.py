@@ -37,8 +37,9 @@ def _problem(value) -> str:
 def _as_text(column: pd.Series) -> list:
     "The cells with numbers written out, and what is missing or no text left as it is"
     def one(v):
-        if isinstance(v, (str, bool, np.bool_, complex)) or not pd.api.types.is_number(v) or not np.isfinite(v): return v
-        return str(int(v)) if v == int(v) else str(v)
+        if isinstance(v, (str, bool, np.bool_, complex)) or not pd.api.types.is_number(v): return v
+        if isinstance(v, (int, np.integer)): return str(int(v))
+        return v if not np.isfinite(v) else str(int(v)) if v == int(v) else str(v)
     return [one(v) for v in column.astype(object)]
 
 # %% ../nbs/00_catalog.ipynb #d3d0e003

@@ -56,14 +56,14 @@ def _config(net: TitleClassifier, backwards: bool) -> dict:
 # %% ../nbs/51_categorizer.ipynb #0ce2fd8e
 def _refuse(value): raise ValueError(f'{value} is no number')
 
-def _description(path: Path) -> dict:
+def _description(path: Path, form: str = FORMAT) -> dict:
     "What a `categorizer.json` says, whole and of a version that is known"
     if not path.parent.is_dir(): raise CategorizerError(f'{path.parent}: there is no such folder' if not path.parent.exists() else f'{path.parent} is a file; name the folder of a saved categorizer')
     if not path.is_file(): raise CategorizerError(f'{path.parent} holds no categorizer: {path.name} is missing')
     if path.stat().st_size > 2**28: raise CategorizerError(f'{path} is too large to be a description')
     try: found = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse)
     except (ValueError, RecursionError, OSError) as e: raise CategorizerError(f'{path} is damaged ({str(e)[:100]}): copy the folder again or save the model anew') from None
-    if not isinstance(found, dict) or found.get('format') != FORMAT: raise CategorizerError(f'{path} was not written by Categorizer.save')
+    if not isinstance(found, dict) or found.get('format') != form: raise CategorizerError(f'{path} does not hold a {form}: its format is {str(found.get("format") if isinstance(found, dict) else None)[:40]!r}')
     made, v = found.get('versions'), found.get('version')
     if not isinstance(v, int) or isinstance(v, bool) or v < 1: raise CategorizerError(f'{path} has no version that is one ({str(v)[:40]!r})')
     if v > VERSION: raise CategorizerError(f'{path} is of format {v}, made by bpv_fastai {str(made.get("bpv_fastai"))[:20] if isinstance(made, dict) else "?"}; this one reads up to {VERSION}: pip install -U bpv_fastai')
@@ -91,7 +91,21 @@ def _network(found, vocab_sz: int, n_categories: int) -> tuple[dict, bool]:
     if not isinstance(views, list) or not 1 <= len(views) <= 16 or not set(map(str, views)) <= {'last', 'avg', 'max', 'min'}: raise CategorizerError('a network with unknown views')
     return dict(vocab_sz=vocab_sz, n_categories=n_categories, cell=found['cell'], views=tuple(views), **config), found['backwards']
 
-# %% ../nbs/51_categorizer.ipynb #b3946dbb
+# %% ../nbs/51_categorizer.ipynb #ea7ba6fa
+def _contents(path: Path, found: dict) -> tuple[list, list, dict]:
+    "Sizes and directions of the networks, and all else that a description holds"
+    chars, categories, networks = found.get('chars'), _strings(found, 'categories', 2**24), found.get('networks')
+    if not isinstance(chars, str) or len(chars) > 2**16 - 4: raise CategorizerError('chars must be a text of at most 65,532 characters')
+    if not isinstance(networks, list) or not 1 <= len(networks) <= 1_000: raise CategorizerError('there must be 1 to 1,000 networks')
+    if found.get('average') not in ('prob', 'log_prob') or not isinstance(found.get('report'), dict): raise CategorizerError(f'{path} has no way of averaging, or no report')
+    try:
+        char_vocab, vocab = CharVocab(chars), CategoryVocab(categories)
+        decider = Decider() if found.get('decisions') is None else decider_from_dict(found['decisions'], len(vocab))
+    except ValueError as e: raise CategorizerError(f'{path}: {e}') from None
+    configs, backwards = zip(*(_network(n, len(char_vocab), len(vocab)) for n in networks))
+    return configs, backwards, dict(char_vocab=char_vocab, vocab=vocab, decider=decider, max_len=_whole(found, 'max_len', 1, 2**20), report=found['report'])
+
+# %% ../nbs/51_categorizer.ipynb #dc8bb765
 def _shapes(configs: list) -> dict:
     "Name and shape of all weights, without memory for them"
     with torch.device('meta'): return {f'{i}.{n}': tuple(p.shape) for i, c in enumerate(configs) for n, p in TitleClassifier(**c).state_dict().items()}
@@ -117,7 +131,7 @@ def _read_weights(path: Path, configs: list, noted: dict) -> list:
     except (SafetensorError, OSError) as e: raise CategorizerError(f'{path} is no safetensors file, or damaged ({e})') from None
     return states
 
-# %% ../nbs/51_categorizer.ipynb #34ee0262
+# %% ../nbs/51_categorizer.ipynb #69461fde
 def usable_cores() -> int: # at least 1
     "Cores that this process may use: by its affinity, and by the quota of its container"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -143,7 +157,7 @@ def _predicting(device: torch.device):
         with torch.inference_mode(): yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/51_categorizer.ipynb #cb643ed3
+# %% ../nbs/51_categorizer.ipynb #962d432c
 class _TorchEngine:
     "Probabilities of encoded titles from PyTorch networks"
     def __init__(self, ensemble: TitleEnsemble, device, precision: str):
@@ -178,7 +192,7 @@ def _top_probs(engine: _TorchEngine, titles: Titles, n_categories: int, k: int, 
             values[at], ids[at] = best.values.cpu().numpy(), best.indices.cpu().numpy()
     return TopProbs(values, ids, np.zeros((n_categories, 2)))
 
-# %% ../nbs/51_categorizer.ipynb #7df84b66
+# %% ../nbs/51_categorizer.ipynb #bb133de2
 class _Predicts:
     "Labels for titles and for files of them"
     def _chunks(self, titles, title_col, size) -> Iterator[tuple[list, object]]:
@@ -204,10 +218,10 @@ class _Predicts:
         def spread(values, dtype, empty):
             column = np.full(len(titles), empty, dtype); column[good] = values
             return column
-        columns = dict(title=np.array(titles + [None], object)[:-1], category=spread(self.vocab.decode(ids), object, None), confidence=spread(confidence, np.float32, np.nan), accepted=spread(accepted, bool, False))
+        columns = dict(title=pd.Series(titles, dtype=object), category=spread(self.vocab.decode(ids), object, None), confidence=spread(confidence, np.float32, np.nan), accepted=spread(accepted, bool, False))
         for j in range(min(top_k, k) if top_k > 1 else 0):
             columns |= {f'category_{j + 1}': spread(self.vocab.decode(top.ids[:, j]), object, None), f'probability_{j + 1}': spread(shown[:, j], np.float32, np.nan)}
-        return pd.DataFrame(columns | dict(reason=np.array(reasons + [''], object)[:-1]), dtype=None), encoded.n_cut
+        return pd.DataFrame(columns | dict(reason=pd.Series(reasons, dtype=object))), encoded.n_cut
 
     def _decide(self, top: TopProbs, decide: str, min_confidence):
         "Category ids, confidence, accepted, and the calibrated probabilities of `top`"
@@ -217,9 +231,9 @@ class _Predicts:
         else: (ids, confidence, accepted), shown = self.decider.decide(kept, decide), np.clip(top.values * self.decider.calibrator.ratio(top.values), 0, 1)
         return ids, confidence, accepted if min_confidence is None else confidence >= min_confidence, shown
 
-# %% ../nbs/51_categorizer.ipynb #bb133de2
-class _LabelsAnything(_Predicts):
-    "The two ways to label"
+# %% ../nbs/51_categorizer.ipynb #0e14b71f
+class _LabelsTitles(_Predicts):
+    "Labels for titles in memory"
     chunk_size = 50_000  # titles whose text and answers are in memory at once
     def _rule(self, decide, min_confidence):
         decide = decide or ('best' if self.decider.calibrator is None else 'f1')
@@ -249,6 +263,9 @@ class _LabelsAnything(_Predicts):
         if n_cut: warnings.warn(f'{n_cut:,} titles are longer than {self.max_len} characters and were cut there, as in training', stacklevel=2)
         return pd.concat(parts) if parts else self._label([], engine, top_k, decide, min_confidence, bs)[0]
 
+# %% ../nbs/51_categorizer.ipynb #c1b6c334
+class _LabelsFiles(_LabelsTitles):
+    "Labels for files of titles"
     def predict_file(self,
         src: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
         dst: str | Path, # the file to write, of a kind that its name tells, or '-' for the standard output
@@ -273,8 +290,8 @@ class _LabelsAnything(_Predicts):
         if sum(cut): warnings.warn(f'{sum(cut):,} titles are longer than {self.max_len} characters and were cut there, as in training', stacklevel=2)
         return n
 
-# %% ../nbs/51_categorizer.ipynb #0e14b71f
-class _Saves(_LabelsAnything):
+# %% ../nbs/51_categorizer.ipynb #7a277b70
+class _Saves(_LabelsFiles):
     "The folder of two files"
     def describe(self) -> dict: # as `categorizer.json` has it, without checksums
         "All but the weights"
@@ -300,6 +317,9 @@ class _Saves(_LabelsAnything):
         pending.replace(path/'categorizer.json')
         return path
 
+# %% ../nbs/51_categorizer.ipynb #ace69723
+class _Loads(_Saves):
+    "From the folder of two files"
     @classmethod
     def load(cls,
         path: str | Path, # the folder
@@ -314,25 +334,16 @@ class _Saves(_LabelsAnything):
 
     @classmethod
     def _load(cls, path: Path, found: dict):
-        chars, categories = found.get('chars'), _strings(found, 'categories', 2**24)
-        if not isinstance(chars, str) or len(chars) > 2**16 - 4: raise CategorizerError('chars must be a text of at most 65,532 characters')
-        networks = found.get('networks')
-        if not isinstance(networks, list) or not 1 <= len(networks) <= 1_000: raise CategorizerError('there must be 1 to 1,000 networks')
-        try: char_vocab, vocab = CharVocab(chars), CategoryVocab(categories)
-        except ValueError as e: raise CategorizerError(f'{path}: {e}') from None
-        configs, backwards = zip(*(_network(n, len(char_vocab), len(vocab)) for n in networks))
-        try: decider = Decider() if found.get('decisions') is None else decider_from_dict(found['decisions'], len(vocab))
-        except ValueError as e: raise CategorizerError(f'{path}: {e}') from None
-        if found.get('average') not in ('prob', 'log_prob') or not isinstance(found.get('report'), dict): raise CategorizerError(f'{path} has no way of averaging, or no report')
+        configs, backwards, rest = _contents(path, found)
         states = _read_weights(path/'weights.safetensors', configs, found['weights'] if isinstance(found.get('weights'), dict) else {})
         members = [TitleClassifier(**c) for c in configs]
         for m, s in zip(members, states): m.load_state_dict(s)
-        made = cls(TitleEnsemble(members, backwards, found['average']), char_vocab, vocab, decider, _whole(found, 'max_len', 1, 2**20), found['report'])
+        made = cls(TitleEnsemble(members, backwards, found['average']), **rest)
         made.versions, made.checksum = found.get('versions'), found['checksum']
         return made
 
-# %% ../nbs/51_categorizer.ipynb #c1b6c334
-class Categorizer(_Saves):
+# %% ../nbs/51_categorizer.ipynb #609223b9
+class Categorizer(_Loads):
     "Trained networks with vocabularies and decisions: saved and loaded without pickle, predicting without fastai"
     def __init__(self,
         ensemble: TitleEnsemble, # one network or several
@@ -366,7 +377,7 @@ class Categorizer(_Saves):
         n = len(self.ensemble.members)
         return f"Categorizer: {n} network{'s' * (n > 1)} {self.ensemble.members[0].config['nh']} wide, {len(self.vocab):,} categories, {len(self.char_vocab)} characters"
 
-# %% ../nbs/51_categorizer.ipynb #7a277b70
+# %% ../nbs/51_categorizer.ipynb #0619a57c
 def _copied(net: TitleClassifier) -> TitleClassifier:
     "The same network on the CPU in float32, apart from the learner's"
     _config(net, False)

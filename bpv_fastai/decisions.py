@@ -60,7 +60,7 @@ class F1Cutoffs:
     ) -> np.ndarray: # (n,) category ids, -1 for none
         "The most probable category among those whose cutoff a title passes"
         top = as_top_probs(probs)
-        passed = top.values >= self.cutoffs[top.ids]
+        passed = top.values >= self.cutoffs[top.ids] * (1 - 1e-5)  # a cutoff is the probability of some title, which rounding must not throw out
         preds, none = top.take(np.where(passed, top.values, -1))[0], ~passed.any(1)
         if self.fallback == 'argmax': preds[none] = top.best()[0][none]
         else: preds[none] = -1 if self.fallback == 'abstain' else int(self.totals.argmin())

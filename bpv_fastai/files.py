@@ -20,6 +20,12 @@ from tqdm import tqdm
 from .catalog import CatalogError, _any_field_size, _csv_rows, _file_kind, _nul, _open, _reading, _tsv_rows
 
 # %% ../nbs/01_files.ipynb #f7a912d2
+def _umask() -> int:
+    "What new files are not permitted"
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
 @contextmanager
 def whole_file(
     path: str | Path, # what is to be written
@@ -30,6 +36,7 @@ def whole_file(
     try:
         yield beside
         with open(beside, 'rb+') as f: os.fsync(f.fileno())
+        beside.chmod(path.stat().st_mode if path.exists() else 0o666 & ~_umask())
         beside.replace(path)
     finally: beside.unlink(missing_ok=True)
 

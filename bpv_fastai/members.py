@@ -6,7 +6,7 @@
 __all__ = ['reverse_titles', 'average_log_probs', 'TitleEnsemble', 'with_encoders_in']
 
 # %% ../nbs/22_members.ipynb #18198afc
-import copy
+import copy, math
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +32,7 @@ def average_log_probs(
     for lp in log_probs:
         total = lp if total is None else torch.logaddexp(total, lp) if average == 'prob' else total + lp
         n += 1
-    return (total if n == 1 else total - torch.log(torch.tensor(float(n))).item() if average == 'prob' else F.log_softmax(total / n, -1))
+    return (total if n == 1 else total - math.log(n) if average == 'prob' else F.log_softmax(total / n, -1))
 
 # %% ../nbs/22_members.ipynb #2f9c7c5f
 class TitleEnsemble(nn.Module):

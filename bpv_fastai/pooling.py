@@ -16,7 +16,7 @@ from .encoder import TitleEncoder, default_emb_sz
 # %% ../nbs/21_pooling.ipynb #c1c87cc4
 def _last(output, mask, empty):
     at = (~mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-    return output[torch.arange(len(output), device=output.device), at].masked_fill(empty, 0)
+    return output[torch.arange(output.shape[0], device=output.device), at].masked_fill(empty, 0)
 
 def _avg(output, mask, empty):
     total = output.masked_fill(mask[..., None], 0).sum(1, dtype=torch.float32)

@@ -125,18 +125,9 @@ class _Place(Callback):
         return dict(hypers=L(opt['hypers']), state=[{k: v.to(device) if isinstance(v, Tensor) else v for k, v in s.items()} for s in opt['state']])
 
 # %% ../nbs/41_resume.ipynb #975f29d8
-class Checkpoints(_Place):
-    "Keep a checkpoint of a fit, and continue from it; needs a `TitleLearner`"
+class _Continues(_Place):
+    "From the file of a checkpoint to the place in the fit"
     order, run_valid = 100, False
-    def __init__(self,
-        path: str | Path | None = None, # the file; `fit0.checkpoint` and so on in the learner's folder of models if None
-        minutes: float | None = 5., # between two checkpoints; None makes one at the end of each epoch
-        keep: bool = False, # leave the last one where it is when the fit is done
-        verbose: bool = True, # say where a fit goes on
-    ):
-        self.path, self.minutes, self.keep, self.verbose = path, minutes, keep, verbose
-        self.signals, self.stop, self.start, self.error = {}, False, None, None
-
     def before_fit(self):
         learn = self.learn
         if not isinstance(learn.dls.train, TitleDL) or not hasattr(learn, 'n_checkpointed'): raise ResumeError('checkpoints need a TitleLearner over TitleDataLoaders')
@@ -153,7 +144,7 @@ class Checkpoints(_Place):
 
     def _continue(self):
         state = _read(self.file)
-        other = [f'{k} {state["identity"].get(k)} there, {v} here' for k, v in self.identity.items() if state.get('identity', {}).get(k) != v]
+        other = [f'{k} {state["identity"].get(k)} there, {v} here' for k, v in self.identity.items() if state['identity'].get(k) != v]
         if other: raise ResumeError(f'{self.file} is of another fit ({"; ".join(other)}). Remove it to start anew, or give this fit another path')
         self._restore(state); self.start = state
         if self.verbose: print(f"going on from {self.file}: epoch {state['epoch']}, batch {state['done']} of {self.identity['batches']}", flush=True)
@@ -164,6 +155,22 @@ class Checkpoints(_Place):
         self.learn.first_batch = self.learn.dls.train.first_batch = state['done']
         self.learn.pct_train, self.learn.train_iter, self.learn.iter = state['pct_train'], state['train_iter'], state['done'] - 1
         _set_generators(state['generators'])
+
+    def _interrupted(self, number, frame):
+        if self.stop or not self.learn.training: raise KeyboardInterrupt
+        self.stop = True
+
+# %% ../nbs/41_resume.ipynb #53e09b18
+class Checkpoints(_Continues):
+    "Keep a checkpoint of a fit, and continue from it; needs a `TitleLearner`"
+    def __init__(self,
+        path: str | Path | None = None, # the file; `fit0.checkpoint` and so on in the learner's folder of models if None
+        minutes: float | None = 5., # between two checkpoints; None makes one at the end of each epoch
+        keep: bool = False, # leave the last one where it is when the fit is done
+        verbose: bool = True, # say where a fit goes on
+    ):
+        self.path, self.minutes, self.keep, self.verbose = path, minutes, keep, verbose
+        self.signals, self.stop, self.start, self.error = {}, False, None, None
 
     def after_batch(self):
         due = self.minutes is not None and time.monotonic() - self.last >= 60 * self.minutes
@@ -185,11 +192,7 @@ class Checkpoints(_Place):
         for s, handler in self.signals.items(): signal.signal(s, handler or signal.SIG_DFL)
         self.signals, self.stop = {}, False
 
-    def _interrupted(self, number, frame):
-        if self.stop or not self.learn.training: raise KeyboardInterrupt
-        self.stop = True
-
-# %% ../nbs/41_resume.ipynb #f8789001
+# %% ../nbs/41_resume.ipynb #00a621b3
 class StartsAnywhere:
     "What a `Learner` needs to begin a fit in the middle; set for one fit by `Checkpoints`"
     first_epoch, first_batch, n_checkpointed = 0, 0, 0

@@ -1,45 +1,147 @@
-"The demo as a command."
+"Commands as people run them: training, labelling, judging, and what they say when something is wrong."
+import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bpv_fastai.catalog import synthetic_catalog
+from bpv_fastai.categorizer import Categorizer
+from bpv_fastai.label import bpv_predict
+
+saved = Path(__file__).parent/'data'/'categorizer_v1'
 
 
-def demo(*args, cwd):
-    return subprocess.run([Path(sys.executable).with_name('bpv_demo'), *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=300)
+def run(command, *args, cwd, **kwargs):
+    return subprocess.run([Path(sys.executable).with_name(command), *map(str, args)], capture_output=True, cwd=cwd, timeout=300, **{'text': True} | kwargs)
+
+
+def test_readme_train_evaluate_predict(tmp_path):
+    "The README's example on a TSV of one's own, word for word but for a smaller network"
+    readme = (Path(__file__).parent.parent/'README.md').read_text()
+    commands = [line.strip() for line in readme.splitlines() if line.strip().startswith('bpv_') and 'demo' not in line]
+    assert [c.split()[0] for c in commands] == ['bpv_train', 'bpv_evaluate', 'bpv_predict']
+    df = synthetic_catalog(1_500, 6)
+    df[:1_200].to_csv(tmp_path/'catalog.tsv', sep='\t', header=False, index=False, quoting=3)
+    df[1_200:].to_csv(tmp_path/'labelled.tsv', sep='\t', header=False, index=False, quoting=3)
+    df[1_200:][['title']].to_csv(tmp_path/'titles.tsv', sep='\t', header=False, index=False, quoting=3)
+    small = dict(bpv_train=['--epochs', 2, '--nh', 8])
+    for command in commands:
+        name, *args = command.split()
+        ran = run(name, *args, *small.get(name, []), cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+    predictions = [line.split('\t') for line in (tmp_path/'predictions.tsv').read_text().splitlines()]
+    assert [p[0] for p in predictions] == df['title'][1_200:].tolist() and {p[1] for p in predictions} <= set(df['category'])
+    report = json.loads((tmp_path/'model'/'report.json').read_text())
+    assert {'rows', 'categories', 'precision', 'recall', 'f1', 'decided_f1', 'linear_f1', 'train_seconds', 'titles_per_second', 'versions'} <= set(report)
+    assert report['rows'] == 1_200 and report['source'] == 'catalog.tsv'
+    assert {p.name for p in (tmp_path/'model'/'evaluation').iterdir()} == {'by_category.csv', 'mistakes.csv', 'confidence.png'}
+    assert not list((tmp_path/'model').glob('*.checkpoint'))
 
 
 def test_demo_on_a_catalog_of_ones_own(tmp_path):
     synthetic_catalog(1_200, 6).to_csv(tmp_path/'mine.csv.gz', index=False)
-    ran = demo('--catalog', 'mine.csv.gz', '--rows', 1_000, '--epochs', 1, '--nh', 8, '--out', 'deep/result', cwd=tmp_path)
+    ran = run('bpv_demo', '--catalog', 'mine.csv.gz', '--rows', 1_000, '--epochs', 1, '--nh', 8, '--out', 'deep/result', cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     report = json.loads((tmp_path/'deep'/'result'/'report.json').read_text())
-    assert {'rows', 'categories', 'precision', 'recall', 'f1', 'linear_f1', 'train_seconds', 'titles_per_second', 'versions'} <= set(report)
     assert report['rows'] == 1_000 and report['categories'] == 6 and report['source'] == 'mine.csv.gz'
-    assert (tmp_path/'deep'/'result'/'demo.png').stat().st_size > 10_000
+    assert (tmp_path/'deep'/'result'/'training.png').stat().st_size > 10_000
     assert 'weighted F1' in ran.stdout and 'linear SVM' in ran.stdout and ran.stdout.count(' | ') >= 20
 
 
 def test_demo_on_a_handful_of_titles(tmp_path):
     synthetic_catalog(40, 3).to_csv(tmp_path/'few.csv', index=False)
-    ran = demo('--catalog', 'few.csv', '--epochs', 1, '--nh', 8, cwd=tmp_path)
+    ran = run('bpv_demo', '--catalog', 'few.csv', '--epochs', 1, '--nh', 8, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     report = json.loads((tmp_path/'bpv_demo'/'report.json').read_text())
     assert report['decided_f1'] is None and 'decisions for F1' not in ran.stdout
+    assert Categorizer.load(tmp_path/'bpv_demo').decider.calibrator is None
 
 
-@pytest.mark.parametrize('args,says', [(['--catalog', 'none.tsv'], 'there is no such file'), (['--epochs', 0], 'must be positive'), (['--catalog', 'one.tsv'], '1 columns')])
-def test_errors_are_one_line(tmp_path, args, says):
-    (tmp_path/'one.tsv').write_text('a title\n')
-    ran = demo(*args, cwd=tmp_path)
-    *before, last = ran.stderr.strip().split('\n')
-    assert ran.returncode == 1 and last.startswith('bpv_demo: ') and says in last and 'Traceback' not in ran.stderr
+def test_every_form_of_file_gives_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    titles = synthetic_catalog(300, 12)['title'].tolist()
+    titles[5], titles[7] = 'tab\tand "quote"', 'two\nlines'
+    df = pd.DataFrame(dict(id=range(300), name=titles))
+    df.to_csv(tmp_path/'t.csv', index=False); df.to_csv(tmp_path/'t.csv.gz', index=False); df.to_parquet(tmp_path/'t.parquet')
+    for source in ('t.csv', 't.csv.gz', 't.parquet'):
+        for out in ('o.tsv', 'o.tsv.gz', 'o.csv', 'o.parquet'): bpv_predict(str(saved), source, out, title='name', top=2, quiet=True)
+    tsv = (tmp_path/'o.tsv').read_text().split('\n')[:-1]
+    assert len(tsv) == 300 and all(line.count('\t') == 1 for line in tsv) and tsv[5].startswith('tab and "quote"\t') and tsv[7].startswith('two lines\t')
+    assert gzip.decompress((tmp_path/'o.tsv.gz').read_bytes()).decode() == (tmp_path/'o.tsv').read_text()
+    csv, parquet = pd.read_csv(tmp_path/'o.csv'), pd.read_parquet(tmp_path/'o.parquet')
+    assert csv['title'].tolist() == parquet['title'].tolist() == titles
+    assert csv['category'].tolist() == parquet['category'].tolist() == [line.split('\t')[1] for line in tsv]
 
 
-def test_help_names_every_option(tmp_path):
-    ran = demo('--help', cwd=tmp_path)
-    assert all(f'--{o}' in ran.stdout for o in ('rows', 'epochs', 'nh', 'catalog', 'out'))
+def test_the_challenge_reads_our_predictions(tmp_path):
+    "As its scorer does: line by line, two columns split at the tab, the titles of both files compared"
+    df = synthetic_catalog(200, 12)
+    df.to_csv(tmp_path/'gold.tsv', sep='\t', header=False, index=False, quoting=3); df[['title']].to_csv(tmp_path/'test.tsv', header=False, index=False, sep='\t', quoting=3)
+    assert run('bpv_predict', saved, 'test.tsv', cwd=tmp_path).returncode == 0
+    with open(tmp_path/'gold.tsv') as gold, open(tmp_path/'predictions.tsv') as predicted:
+        pairs = [(g.rstrip('\n').split('\t'), p.rstrip('\n').split('\t')) for g, p in zip(gold, predicted, strict=True)]
+    assert len(pairs) == 200 and all(len(p) == 2 and g[0] == p[0] and p[1] for g, p in pairs)
+
+
+def test_pipes(tmp_path):
+    ran = run('bpv_predict', saved, '-', '--out', '-', cwd=tmp_path, input=b'Olive oil\n\nCaf\xe9\nTea\n', text=False)
+    lines = ran.stdout.split(b'\n')
+    assert ran.returncode == 0 and [line.split(b'\t')[0] for line in lines] == [b'Olive oil', b'', b'Caf\xe9', b'Tea', b'']
+    assert lines[1] == b'\t' and lines[2] == b'Caf\xe9\t' and len(lines[3]) > 5
+    assert list(tmp_path.iterdir()) == []
+
+
+bad_input = {
+    'no such file': ('bpv_train', ['none.tsv'], 'there is no such file'),
+    'a kind nobody knows': ('bpv_train', ['a.xlsx'], 'its name does not tell what it is'),
+    'empty': ('bpv_train', ['empty.tsv'], 'the file is empty'),
+    'one column': ('bpv_train', ['one.tsv'], '1 columns where 2 are expected'),
+    'a row with a missing category': ('bpv_train', ['hole.csv'], "row 3, column 'category': empty"),
+    'wrong column': ('bpv_train', ['hole.csv', '--title', 'product'], "no column 'product'; it has 'title', 'category'. Name yours with --title"),
+    'not UTF-8': ('bpv_train', ['latin.csv'], 'byte 0xe9 is not UTF-8'),
+    'damaged gzip': ('bpv_predict', [saved, 'bad.tsv.gz'], 'damaged or not gzip'),
+    'no model': ('bpv_predict', ['nowhere', 'one.tsv'], 'there is no such folder'),
+    'a folder that is no model': ('bpv_predict', ['.', 'one.tsv'], 'holds no categorizer'),
+    'output of a kind nobody knows': ('bpv_predict', [saved, 'one.tsv', '--out', 'x.doc'], 'its name does not tell what it is'),
+    'output over input': ('bpv_predict', [saved, 'one.tsv', '--out', 'one.tsv'], 'this is where the titles come from'),
+    'no titles': ('bpv_predict', [saved, 'header.csv'], 'no titles'),
+    'an unclosed quote': ('bpv_evaluate', [saved, 'quote.csv'], 'quote that is never closed'),
+    'an epoch less than one': ('bpv_train', ['hole.csv', '--epochs', '0'], 'epochs must be positive'),
+    'confidence above one': ('bpv_predict', [saved, 'one.tsv', '--confidence', '1.5'], 'between 0 and 1'),
+}
+
+
+@pytest.mark.parametrize('command,args,says', bad_input.values(), ids=bad_input)
+def test_errors_are_one_line(tmp_path, command, args, says):
+    (tmp_path/'empty.tsv').touch(); (tmp_path/'one.tsv').write_text('a title\n'); (tmp_path/'a.xlsx').touch(); (tmp_path/'header.csv').write_text('title\n')
+    (tmp_path/'hole.csv').write_text('title,category\nTea,drinks\nOil,\n'); (tmp_path/'latin.csv').write_bytes(b'title,category\nCaf\xe9,drinks\n')
+    (tmp_path/'bad.tsv.gz').write_bytes(gzip.compress(b'a\n' * 9_999)[:-9]); (tmp_path/'quote.csv').write_text('title,category\n"Tea,drinks\n')
+    before = {p.name for p in tmp_path.iterdir()}
+    ran = run(command, *args, cwd=tmp_path)
+    *_, last = ran.stderr.strip().split('\n')
+    assert ran.returncode == 1 and last.startswith(f'{command}: ') and says in last and 'Traceback' not in ran.stderr
+    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith('.')} <= before | {'model'}
+
+
+def test_bad_rows_can_be_left_out(tmp_path):
+    df = synthetic_catalog(400, 4)
+    df.loc[7, 'category'] = ''
+    df.to_csv(tmp_path/'c.csv', index=False)
+    ran = run('bpv_train', 'c.csv', '--drop', '--epochs', 1, '--nh', 8, '--nolinear', cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert pd.read_csv(tmp_path/'model'/'bad_rows.csv')['row'].tolist() == [9] and 'linear' not in ran.stdout.split('weighted F1')[1]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    ran = run('bpv_predict', 'nowhere', 'one.tsv', '--debug', cwd=tmp_path)
+    assert ran.returncode == 1 and 'Traceback' in ran.stderr
+
+
+@pytest.mark.parametrize('command', ['bpv_train', 'bpv_evaluate', 'bpv_predict', 'bpv_demo'])
+def test_help_names_every_option(tmp_path, command):
+    shown = run(command, '--help', cwd=tmp_path).stdout
+    assert all(f'--{o}' in shown for o in ('title', 'out', 'threads', 'debug')) and 'default' in shown

@@ -1,0 +1,83 @@
+"Interrupted work: killed, stopped by a person, and gone on with."
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bpv_fastai.all import *
+
+here = Path(__file__).parent
+
+
+def test_killed_and_gone_on_with():
+    "A short run of the script; by itself it kills 20 trainings and 10 labellings"
+    ran = subprocess.run([sys.executable, here/'kill_and_resume.py', '--trainings', '2', '--labellings', '2'], capture_output=True, text=True, timeout=400)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_an_interrupted_training_leaves_a_checkpoint_and_goes_on(tmp_path):
+    synthetic_catalog(3_000, 8).to_csv(tmp_path/'c.csv', index=False)
+    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '30', '--nh', '24', '--bs', '16', '--nolinear']
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while 'training a network' not in process.stdout.readline(): assert process.poll() is None
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'Traceback' not in said and 'the same command goes on' in said
+    assert (tmp_path/'model'/'training.checkpoint').exists() and not (tmp_path/'model'/'categorizer.json').exists()
+    other = subprocess.run([*command[:3], '1', *command[4:]], cwd=tmp_path, capture_output=True, text=True)
+    assert other.returncode == 1 and 'is of another fit (epochs 30 there, 1 here' in other.stderr
+    fresh = subprocess.run([*command[:3], '1', *command[4:], '--fresh'], cwd=tmp_path, capture_output=True, text=True)
+    assert fresh.returncode == 0 and 'going on from' not in fresh.stdout and (tmp_path/'model'/'categorizer.json').exists()
+
+
+def learner(tmp_path, seed=0, **kwargs):
+    set_seed(seed)
+    dls = TitleDataLoaders.from_df(synthetic_catalog(600, 5), bs=32, verbose=False)
+    return bpv_learner(dls, nh=8, path=tmp_path, **kwargs)
+
+
+class Killed(Exception): pass
+
+
+def fit(learn, how, *cbs, **kwargs):
+    with learn.no_bar(), learn.no_logging(): getattr(learn, how)(2, .5, cbs=list(cbs), **kwargs)
+    return list(learn.model.parameters())
+
+
+@pytest.mark.parametrize('how', ['fit', 'fit_one_cycle', 'fit_flat_cos', 'fit_linear_cycle'])
+@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+def test_every_fit_resumes(tmp_path, how, cell):
+    from fastai.callback.core import Callback
+    class Kill(Callback):
+        order = 200
+        def after_batch(self):
+            if self.train_iter == 19: self.learn.checkpoints.save(); raise Killed('now')
+    alone = fit(learner(tmp_path, cell=cell), how)
+    with pytest.raises(Killed): fit(learner(tmp_path, cell=cell), how, Kill(), resume=True)
+    assert [p.name for p in (tmp_path/'models').iterdir()] == ['fit0.checkpoint']
+    again = fit(learner(tmp_path, seed=7, cell=cell), how, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(alone, again)) and not list((tmp_path/'models').iterdir())
+
+
+def test_the_second_fit_has_its_own_checkpoint(tmp_path):
+    learn = learner(tmp_path)
+    fit(learn, 'fit', Checkpoints(keep=True)); fit(learn, 'fit', Checkpoints(keep=True))
+    assert sorted(p.name for p in (tmp_path/'models').iterdir()) == ['fit0.checkpoint', 'fit1.checkpoint']
+    again = learner(tmp_path, seed=3)
+    fit(again, 'fit', Checkpoints(keep=True)); fit(again, 'fit', Checkpoints(keep=True))
+    assert all(torch.equal(a, b) for a, b in zip(learn.model.parameters(), again.model.parameters()))
+    assert again.f1_calibration.table is not None
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    fit(learner(tmp_path), 'fit', Checkpoints(keep=True))
+    for other in (learner(tmp_path, backwards=True), bpv_learner(TitleDataLoaders.from_df(synthetic_catalog(601, 5), bs=32, verbose=False), nh=8, path=tmp_path)):
+        with pytest.raises(ResumeError, match='is of another fit'): fit(other, 'fit', resume=True)
+    with pytest.raises(ResumeError, match='schedule'): fit(learner(tmp_path), 'fit_one_cycle', resume=True)
+    (tmp_path/'models'/'fit0.checkpoint').write_bytes(b'nothing')
+    with pytest.raises(ResumeError, match='damaged'): fit(learner(tmp_path), 'fit', resume=True)
