@@ -14,6 +14,7 @@ from .categorizer import *
 from .dataloaders import *
 from .decisions import *
 from .encoder import *
+from .ensemble import *
 from .files import *
 from .interpret import *
 from .learner import *

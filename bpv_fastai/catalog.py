@@ -7,7 +7,7 @@ __all__ = ['CatalogError', 'CatalogReport', 'catalog_report', 'read_catalog', 'u
            'plot_title_lengths', 'plot_category_counts']
 
 # %% ../nbs/00_catalog.ipynb #b3145490
-import csv, gzip, importlib.util, re, zlib
+import csv, gzip, importlib.util, numbers, re, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,9 +37,10 @@ def _problem(value) -> str:
 def _as_text(column: pd.Series) -> list:
     "The cells with numbers written out, and what is missing or no text left as it is"
     def one(v):
-        if isinstance(v, (str, bool, np.bool_, complex)) or not pd.api.types.is_number(v): return v
+        if isinstance(v, (str, bool, np.bool_, complex)): return v
         if isinstance(v, (int, np.integer)): return str(int(v))
-        return v if not np.isfinite(v) else str(int(v)) if v == int(v) else str(v)
+        if isinstance(v, (float, np.floating)): return v if not np.isfinite(v) else str(int(v)) if v == int(v) else str(v)
+        return (None if 'nan' in str(v).lower() else str(v)) if isinstance(v, numbers.Number) else v  # a Decimal, a Fraction
     return [one(v) for v in column.astype(object)]
 
 # %% ../nbs/00_catalog.ipynb #d3d0e003
@@ -88,15 +89,15 @@ def _tsv_rows(f):
         row, kept = row + 1, ''
     if kept: yield row, kept.rstrip('\r').split('\t')
 
-def _csv_rows(f, path):
-    "Line number and cells of each record, which may run over several lines"
+def _csv_rows(f, path, blank: bool = False):
+    "Line number and cells of each record, which may run over several lines; blank lines, which have no cells, only if asked for"
     reader, row = csv.reader((line.replace('\0', _nul) for line in f), strict=True), 1
     while True:
         try: cells = next(reader)
         except StopIteration: return
         except csv.Error as e:
             raise CatalogError(f'{path}, row {row}: {e}. Look for a quote that is never closed, or save the table as TSV') from None
-        if cells: yield row, cells
+        if cells or blank: yield row, cells
         row = reader.line_num + 1
 
 # %% ../nbs/00_catalog.ipynb #982a3b36

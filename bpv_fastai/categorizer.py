@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'VERSION', 'CategorizerError', 'usable_cores', 'has_native_bf16', 'Categorizer']
 
 # %% ../nbs/51_categorizer.ipynb #600c7cc2
-import hashlib, json, math, os, platform, warnings
+import copy, hashlib, json, math, os, platform, uuid, warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -40,6 +40,11 @@ def _checksum(o: dict) -> str:
     "Of a description, however it is spaced and ordered"
     return hashlib.sha256(json.dumps(o, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
+def _as_json(o: dict) -> dict:
+    "A description as it will be read. Raises `CategorizerError` for what JSON cannot hold"
+    try: return json.loads(json.dumps(o, allow_nan=False))
+    except (TypeError, ValueError) as e: raise CategorizerError(f'the report must be finite numbers and text ({e}); nothing was saved') from None
+
 def _file_checksum(path: Path) -> str:
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
 
@@ -60,14 +65,16 @@ def _description(path: Path, form: str = FORMAT) -> dict:
     "What a `categorizer.json` says, whole and of a version that is known"
     if not path.parent.is_dir(): raise CategorizerError(f'{path.parent}: there is no such folder' if not path.parent.exists() else f'{path.parent} is a file; name the folder of a saved categorizer')
     if not path.is_file(): raise CategorizerError(f'{path.parent} holds no categorizer: {path.name} is missing')
-    if path.stat().st_size > 2**28: raise CategorizerError(f'{path} is too large to be a description')
-    try: found = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse)
+    if path.stat().st_size > 2**25: raise CategorizerError(f'{path} is too large to be a description')
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse)
+        checksum = _checksum({k: o for k, o in found.items() if k != 'checksum'}) if isinstance(found, dict) else None
     except (ValueError, RecursionError, OSError) as e: raise CategorizerError(f'{path} is damaged ({str(e)[:100]}): copy the folder again or save the model anew') from None
     if not isinstance(found, dict) or found.get('format') != form: raise CategorizerError(f'{path} does not hold a {form}: its format is {str(found.get("format") if isinstance(found, dict) else None)[:40]!r}')
     made, v = found.get('versions'), found.get('version')
     if not isinstance(v, int) or isinstance(v, bool) or v < 1: raise CategorizerError(f'{path} has no version that is one ({str(v)[:40]!r})')
     if v > VERSION: raise CategorizerError(f'{path} is of format {v}, made by bpv_fastai {str(made.get("bpv_fastai"))[:20] if isinstance(made, dict) else "?"}; this one reads up to {VERSION}: pip install -U bpv_fastai')
-    if found.get('checksum') != _checksum({k: o for k, o in found.items() if k != 'checksum'}): raise CategorizerError(f'{path} was changed or damaged since it was saved (its checksum does not match): copy the folder again or save the model anew')
+    if found.get('checksum') != checksum: raise CategorizerError(f'{path} was changed or damaged since it was saved (its checksum does not match): copy the folder again or save the model anew')
     return found
 
 # %% ../nbs/51_categorizer.ipynb #d4693afb
@@ -86,7 +93,7 @@ def _network(found, vocab_sz: int, n_categories: int) -> tuple[dict, bool]:
     if not isinstance(found, dict) or found.get('kind') != 'bpv': raise CategorizerError('a network of a kind that this bpv_fastai does not know')
     config = dict(nh=_whole(found, 'nh', 1, 2**14), n_layers=_whole(found, 'n_layers', 1, 32), emb_sz=_whole(found, 'emb_sz', 1, 2**14))
     if found.get('vocab_sz') != vocab_sz or found.get('n_categories') != n_categories: raise CategorizerError('a network and the vocabularies have different sizes')
-    if found.get('cell') not in recurrent_cells or not isinstance(found.get('backwards'), bool): raise CategorizerError('a network with an unknown cell or direction')
+    if not isinstance(found.get('cell'), str) or found['cell'] not in recurrent_cells or not isinstance(found.get('backwards'), bool): raise CategorizerError('a network with an unknown cell or direction')
     views = found.get('views')
     if not isinstance(views, list) or not 1 <= len(views) <= 16 or not set(map(str, views)) <= {'last', 'avg', 'max', 'min'}: raise CategorizerError('a network with unknown views')
     return dict(vocab_sz=vocab_sz, n_categories=n_categories, cell=found['cell'], views=tuple(views), **config), found['backwards']
@@ -164,7 +171,8 @@ class _TorchEngine:
         if precision not in ('auto', 'fp32', 'bf16'): raise ValueError(f"precision is {precision!r}; it can be 'auto', 'fp32' or 'bf16'")
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         half = precision == 'bf16' or precision == 'auto' and has_native_bf16(self.device)
-        self.net = with_encoders_in(ensemble, torch.bfloat16 if half else torch.float32).to(self.device).eval()
+        net = with_encoders_in(ensemble, torch.bfloat16 if half else torch.float32)
+        self.net = (copy.deepcopy(net) if net is ensemble and self.device.type != 'cpu' else net).to(self.device).eval()
 
     def buffers(self, titles: Titles):
         buffer = titles.buffer.view(np.int16) if titles.buffer.dtype == np.uint16 else titles.buffer
@@ -285,7 +293,7 @@ class _LabelsFiles(_LabelsTitles):
             df, n = self._label(titles, engine, top_k, decide, min_confidence, bs)
             cut.append(n)
             return df
-        options = dict(model=self.checksum, top_k=top_k, decide=decide, min_confidence=min_confidence, bs=bs, engine=str(engine.device), precision=precision)
+        options = dict(model=self.checksum or self.own, top_k=top_k, decide=decide, min_confidence=min_confidence, bs=bs, engine=str(engine.device), precision=precision)
         n = map_file(src, dst, label, title_col, columns, self.chunk_size, options, progress)
         if sum(cut): warnings.warn(f'{sum(cut):,} titles are longer than {self.max_len} characters and were cut there, as in training', stacklevel=2)
         return n
@@ -310,7 +318,8 @@ class _Saves(_LabelsFiles):
         if not all(t.isfinite().all() for t in tensors.values()): raise CategorizerError('the weights are not finite: the training has diverged; nothing was saved')
         with whole_file(path/'weights.safetensors') as weights:
             save_file(tensors, weights)
-            found = self.describe() | dict(weights=dict(bytes=weights.stat().st_size, sha256=_file_checksum(weights)))
+            found = _as_json(self.describe() | dict(weights=dict(bytes=weights.stat().st_size, sha256=_file_checksum(weights))))
+            _contents(path, found)  # what `load` would refuse is not written
             found['checksum'] = self.checksum = _checksum(found)
             # until its last rename the new description waits beside the old one: `load` takes the one that fits the weights
             with whole_file(pending) as f: f.write_text(json.dumps(found, indent=1, ensure_ascii=True), encoding='utf-8')
@@ -326,11 +335,12 @@ class _Loads(_Saves):
     ) -> 'Categorizer':
         "Load what `save` wrote. Raises `CategorizerError` for a folder that is damaged, foreign, or of a newer format"
         path = Path(path)
-        pending = path/'.categorizer.json.new'
-        if pending.is_file():  # a save was cut short: either description may be the one that fits
-            try: return cls._load(path, _description(pending))
-            except CategorizerError: pass
-        return cls._load(path, _description(path/'categorizer.json'))
+        waiting = path/'.categorizer.json.new'  # of a save that was cut short: either description may be the one that fits
+        descriptions = [waiting, path/'categorizer.json'] if waiting.is_file() else [path/'categorizer.json']
+        for description in descriptions:
+            try: return cls._load(path, _description(description))
+            except CategorizerError:
+                if description is descriptions[-1]: raise
 
     @classmethod
     def _load(cls, path: Path, found: dict):
@@ -354,7 +364,7 @@ class Categorizer(_Loads):
         report: dict | None = None, # what is worth knowing of the training; numbers and text
     ):
         self.ensemble, self.char_vocab, self.vocab, self.decider, self.max_len, self.report = ensemble.cpu().eval().requires_grad_(False), char_vocab, vocab, decider, max_len, report or {}
-        self.versions, self.checksum, self._engines = _versions(), None, {}
+        self.versions, self.checksum, self.own, self._engines = _versions(), None, uuid.uuid4().hex, {}
 
     @classmethod
     def from_learner(cls,

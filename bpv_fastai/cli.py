@@ -91,11 +91,11 @@ def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[TitleLearner, float, P
     "A trained learner, the seconds it took, and its last checkpoint"
     set_seed(o['seed'])
     dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=o['bs'], val_bs=256, seed=o['seed'], max_len=o['max_len'], verbose=False)
-    learn, checkpoint, start = bpv_learner(dls, nh=o['nh'], lr=o['lr']), out/'training.checkpoint', time.perf_counter()
-    if o['fresh']: checkpoint.unlink(missing_ok=True)
+    learn, checkpoints = bpv_learner(dls, nh=o['nh'], lr=o['lr']), Checkpoints(out/'training.checkpoint', o['minutes'], keep=True)
+    if o['fresh']: Path(checkpoints.path).unlink(missing_ok=True)
     with nullcontext() if IN_NOTEBOOK or sys.stdout.isatty() else learn.no_bar():
-        learn.fit_linear_cycle(o['epochs'], cbs=Checkpoints(checkpoint, o['minutes'], keep=True))
-    return learn, time.perf_counter() - start, checkpoint
+        learn.fit_linear_cycle(o['epochs'], cbs=checkpoints)
+    return learn, checkpoints.seconds, checkpoints.path
 
 # %% ../nbs/54_cli.ipynb #95729601
 def _judge(df: pd.DataFrame, learn: TitleLearner, linear: bool = True) -> dict:
@@ -191,6 +191,7 @@ def bpv_demo(
     title: str = 'title', # its column of titles
     category: str = 'category', # its column of categories
     out: str = 'bpv_demo', # folder for the model, report.json and a picture
+    fresh: bool = False, # begin anew where a stopped run has left a checkpoint
     threads: int = 0, # CPU threads; as many as cores if 0
     debug: bool = False, # show where in the code an error came from
 ):
@@ -199,5 +200,5 @@ def bpv_demo(
     with one_line_errors('bpv_demo', debug):
         _few_threads(threads)
         df = _demo_catalog(catalog, title, category, rows, seed)
-        _, learn, df = _run(df, dict(epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, minutes=5., fresh=False, linear=True), Path(out))
+        _, learn, df = _run(df, dict(epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, minutes=5., fresh=fresh, linear=True), Path(out))
         _show_ten(df, learn, seed)

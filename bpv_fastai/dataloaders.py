@@ -31,9 +31,10 @@ class TitleDataset:
         titles: Titles, # encoded titles
         vocab: CategoryVocab, # categories
         targets: np.ndarray | None = None, # (n,) int64 category ids; None where they are not known
+        soft: tuple = (), # arrays of n rows that batches carry behind the targets: what a teacher says (see `ensemble`)
     ):
         if targets is not None and len(targets) != len(titles): raise ValueError(f'{len(targets)} targets for {len(titles)} titles')
-        self.titles, self.vocab, self.targets, self._on = titles, vocab, targets, {}
+        self.titles, self.vocab, self.targets, self.soft, self._on = titles, vocab, targets, soft, {}
 
     char_vocab = property(lambda self: self.titles.vocab, doc='vocabulary of characters')
     c = property(lambda self: len(self.vocab), doc='number of categories')
@@ -46,10 +47,10 @@ class TitleDataset:
         return TitleDataset(encode_titles([], self.char_vocab, self.titles.max_len), self.vocab, np.empty(0, np.int64))
 
     def on(self, device: torch.device) -> tuple:
-        "Buffer, starts, lengths and targets as tensors on `device`, moved there once"
+        "Buffer, starts, lengths, targets and what comes behind them as tensors on `device`, moved there once"
         if device not in self._on:
             buffer = self.titles.buffer.view(np.int16) if self.titles.buffer.dtype == np.uint16 else self.titles.buffer
-            arrays = [buffer, self.titles.offsets[:-1], self.titles.lengths, self.targets]
+            arrays = [buffer, self.titles.offsets[:-1], self.titles.lengths, self.targets, *self.soft]
             self._on[device] = tuple(None if a is None else torch.as_tensor(a, device=device) for a in arrays)
         return self._on[device]
 
@@ -82,7 +83,7 @@ class _ShowTitles:
         "Titles as text (always readable from their beginning), categories by name"
         titles = decode_tokens(self.char_vocab, b[0][:max_n].cpu().numpy())
         if self.backwards: titles = [t[::-1] for t in titles]
-        return list(zip(titles, *(self.vocab.decode(y[:max_n]) for y in b[1:])))
+        return list(zip(titles, *(self.vocab.decode(y[:max_n]) for y in b[1:] if y.dim() == 1)))
 
     def show_batch(self, b: tuple | None = None, max_n: int = 9, show: bool = True, **kwargs):
         "Show some titles with their categories"
@@ -121,10 +122,10 @@ class TitleDL(_ShowTitles, DataLoader):
 
     def batch(self, idxs: np.ndarray) -> tuple:
         "The titles `idxs` as x (bs, longest) int64 padded with 0, and y (bs,) int64 if targets are known"
-        buffer, starts, lengths, targets = self.dataset.on(self.device or torch.device('cpu'))
+        buffer, starts, lengths, targets, *soft = self.dataset.on(self.device or torch.device('cpu'))
         at = torch.as_tensor(idxs, device=buffer.device)
         x = gather_titles(buffer, starts[at], lengths[at], int(self.sampler.lengths[idxs].max()), self.backwards)
-        return (x,) if targets is None else (x, targets[at])
+        return (x,) if targets is None else (x, targets[at], *(s[at] for s in soft))
 
     def create_batches(self, samps) -> Iterator[tuple]:
         idxs = np.fromiter(samps, np.int64)

@@ -261,7 +261,8 @@ def decider_from_dict(
     calibrator.ratios = _numbers(found, 'ratios', len(knots))
     cutoffs = None
     if found.get('cutoffs') is not None:
-        cutoffs = F1Cutoffs(_numbers(found, 'cutoffs', n_categories, np.float32, True), _numbers(found, 'totals', n_categories), found.get('fallback'))
+        if found.get('fallback') not in ('argmax', 'rarest'): raise ValueError("fallback must be 'argmax' or 'rarest'")
+        cutoffs = F1Cutoffs(_numbers(found, 'cutoffs', n_categories, np.float32, True), _numbers(found, 'totals', n_categories), found['fallback'])
     rule = ExpectedF1(_numbers(found, 'slope', n_categories), _numbers(found, 'offset', n_categories), cutoffs)
     thresholds = found.get('thresholds')
     if not isinstance(thresholds, dict) or set(thresholds) != {'f1', 'best'}: raise ValueError("thresholds must be given for 'f1' and 'best'")

@@ -6,20 +6,30 @@
 __all__ = ['whole_file', 'TitleSource', 'map_file']
 
 # %% ../nbs/01_files.ipynb #b5e6749c
-import gzip, io, json, os, re, shutil, sys
+import csv, glob, gzip, hashlib, io, json, os, re, shutil, sys, uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+
+try: import fcntl
+except ImportError: fcntl = None  # on Windows two processes that write one file are not told apart
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from .catalog import CatalogError, _any_field_size, _csv_rows, _file_kind, _nul, _open, _reading, _tsv_rows
+from .catalog import CatalogError, _any_field_size, _as_text, _csv_rows, _file_kind, _nul, _open, _reading, _tsv_rows
 
 # %% ../nbs/01_files.ipynb #f7a912d2
+def _is_alive(pid: int) -> bool:
+    "Whether there is such a process; also if it is somebody else's"
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except OSError: return True
+    return True
+
 def _umask() -> int:
     "What new files are not permitted"
     mask = os.umask(0)
@@ -33,6 +43,8 @@ def whole_file(
     "A path beside `path` to write to; it becomes `path` when the block ends well, and is gone when it does not"
     path = Path(path)
     beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    for left in path.parent.glob(f'.{glob.escape(path.name)}.*'):  # of processes that were killed while writing
+        if left.suffix[1:].isdigit() and not _is_alive(int(left.suffix[1:])): left.unlink(missing_ok=True)
     try:
         yield beside
         with open(beside, 'rb+') as f: os.fsync(f.fileno())
@@ -43,7 +55,9 @@ def whole_file(
 # %% ../nbs/01_files.ipynb #b26182fb
 def _title_at(cells: list, title_col: str | int, kind: str, path) -> tuple[int, bool]:
     "Position of the title, and whether the first row is a header"
-    if isinstance(title_col, int): return title_col, False
+    if isinstance(title_col, int):
+        if title_col >= len(cells): raise CatalogError(f'{path}: no column {title_col}; there are {len(cells)}, counted from 0')
+        return title_col, False
     if title_col in cells: return cells.index(title_col), True
     if kind == 'tsv' and title_col == 'title' and 'category' not in cells: return 0, False
     raise CatalogError(f'{path}: no column {title_col!r}; it has {", ".join(map(repr, cells))}. Name yours with title_col=')
@@ -51,10 +65,32 @@ def _title_at(cells: list, title_col: str | int, kind: str, path) -> tuple[int, 
 def _one_title(cells: list, at: int, width: int) -> tuple[str, str]:
     "Title and problem of a row"
     if len(cells) == width and at < width: return cells[at].replace(_nul, '\0'), ''
-    return ' '.join(cells), f'{len(cells)} columns where {max(width, at + 1)} are expected'
+    return ' '.join(cells).replace(_nul, '\0'), f'{len(cells)} columns where {max(width, at + 1)} are expected'
 
 # %% ../nbs/01_files.ipynb #eacdc702
-class TitleSource:
+class _Rows:
+    "Rows of a file, whatever its kind"
+    def _text_rows(self, text):
+        width = None
+        with _any_field_size():
+            for _, cells in _tsv_rows(text) if self.kind == 'tsv' else _csv_rows(text, self.path, blank=True):
+                if not cells:  # a blank line of a CSV: an empty title where there is only that column, otherwise nothing
+                    if width == 1: yield '', ''
+                    continue
+                if width is None:
+                    width, (at, header) = len(cells), _title_at(cells, self.title_col, self.kind, self.path)
+                    if header: continue
+                yield _one_title(cells, at, width)
+
+    def _parquet_rows(self, f):
+        file, done = pq.ParquetFile(f), 0
+        name = file.schema_arrow.names[_title_at(file.schema_arrow.names, self.title_col, 'parquet', self.path)[0]]
+        for batch in file.iter_batches(10_000, columns=[name]):
+            for title in _as_text(pd.Series(batch.column(0).to_pylist(), dtype=object)): yield title, ''
+            done += len(batch); self.share = done / file.metadata.num_rows
+
+# %% ../nbs/01_files.ipynb #f43d5edb
+class TitleSource(_Rows):
     "The titles of a file, chunk by chunk: TSV, CSV or Parquet, `.gz` on top of any, or `-` for lines from the standard input"
     def __init__(self,
         path: str | Path, # the file, or '-'
@@ -75,22 +111,6 @@ class TitleSource:
                     if not i % 1000: self.share = raw.tell() / size
                     yield row
 
-    def _text_rows(self, text):
-        width = None
-        with _any_field_size():
-            for _, cells in _tsv_rows(text) if self.kind == 'tsv' else _csv_rows(text, self.path):
-                if width is None:
-                    width, (at, header) = len(cells), _title_at(cells, self.title_col, self.kind, self.path)
-                    if header: continue
-                yield _one_title(cells, at, width)
-
-    def _parquet_rows(self, f):
-        file, done = pq.ParquetFile(f), 0
-        name = file.schema_arrow.names[_title_at(file.schema_arrow.names, self.title_col, 'parquet', self.path)[0]]
-        for batch in file.iter_batches(10_000, columns=[name]):
-            for title in batch.column(0).to_pylist(): yield title, ''
-            done += len(batch); self.share = done / file.metadata.num_rows
-
     def chunks(self,
         size: int = 50_000, # titles in a chunk
     ) -> Iterator[list]: # lists of (title, problem)
@@ -98,7 +118,7 @@ class TitleSource:
         rows = self.rows()
         while chunk := list(islice(rows, size)): yield chunk
 
-# %% ../nbs/01_files.ipynb #ecc4b415
+# %% ../nbs/01_files.ipynb #4963d15c
 _breaks = re.compile('[\t\r\n]')
 
 def _tsv_bytes(df: pd.DataFrame, header: bool) -> bytes:
@@ -108,6 +128,11 @@ def _tsv_bytes(df: pd.DataFrame, header: bool) -> bytes:
         return '' if v is None or v != v else f'{v:.6f}' if isinstance(v, float) else str(v)
     lines = ['\t'.join(df.columns)] * header + ['\t'.join(map(cell, row)) for row in zip(*(df[c].tolist() for c in df.columns))]
     return ''.join(line + '\n' for line in lines).encode('utf-8', 'surrogateescape')
+
+def _csv_bytes(df: pd.DataFrame, header: bool) -> bytes:
+    "A table as CSV; everything quoted where a title holds a lone carriage return, which the csv module would leave bare"
+    bare = any('\r' in t for t in df.get('title', []) if isinstance(t, str))
+    return df.to_csv(None, index=False, header=header, float_format='%.6f', lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL).encode('utf-8', 'surrogateescape')
 
 def _arrow(df: pd.DataFrame) -> pa.Table:
     "A table whose column types do not depend on what is in this chunk"
@@ -119,10 +144,10 @@ def _part_bytes(df: pd.DataFrame, path: Path, first: bool, header: bool) -> byte
     "A chunk in the form that the name of the file tells"
     kind = _file_kind(path, exists=False)
     if kind == 'parquet': buffer = io.BytesIO(); pq.write_table(_arrow(df), buffer); return buffer.getvalue()
-    data = _tsv_bytes(df, header and first) if kind == 'tsv' else df.to_csv(None, index=False, header=first, float_format='%.6f', lineterminator='\n').encode('utf-8', 'surrogateescape')
+    data = _tsv_bytes(df, header and first) if kind == 'tsv' else _csv_bytes(df, first)
     return gzip.compress(data, mtime=0) if path.suffix.lower() == '.gz' else data
 
-# %% ../nbs/01_files.ipynb #383a6ae4
+# %% ../nbs/01_files.ipynb #06618f44
 def _join_parts(parts: list, path: Path):
     "One file from its parts"
     with whole_file(path) as beside:
@@ -134,18 +159,30 @@ def _join_parts(parts: list, path: Path):
                 for p in parts:
                     with open(p, 'rb') as part: shutil.copyfileobj(part, f)
 
-def _parts_folder(path: Path, identity: dict) -> Path:
-    "The folder of parts beside `path`: an earlier one of the same work, or a new one"
-    folder, note = path.with_name(f'.{path.name}.parts'), json.dumps(identity, sort_keys=True)
-    try:
-        if (folder/'work.json').read_text() == note: return folder
-    except (OSError, ValueError): pass  # none, or not readable: start over
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with whole_file(folder/'work.json') as f: f.write_text(note)
-    return folder
+@contextmanager
+def _parts_folder(path: Path, work: dict):
+    "The folder of the parts of this work, of an earlier run or a new one; other work on the same file has another, and one process at a time has it"
+    name = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:16]
+    folder = path.with_name(f'.{path.name}.{name}.parts')
+    for left in path.parent.glob(f'.{glob.escape(path.name)}.*.parts'):
+        if left != folder and _lock(left): shutil.rmtree(left)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    if not lock: raise CatalogError(f'{path}: another process is writing this file')
+    try: yield folder
+    finally:
+        lock.close()
+        if not any(p.name.isdigit() for p in folder.glob('*')): shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/01_files.ipynb #3cc00878
+def _lock(folder: Path):
+    "An open file that is locked until it is closed or the process ends; None if somebody has it"
+    f = open(folder/'lock', 'w')
+    if fcntl is None: return f
+    try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError: f.close(); return None
+    return f
+
+# %% ../nbs/01_files.ipynb #43507791
 def _labelled(chunk: list, label: Callable, columns) -> pd.DataFrame:
     "A chunk through `label`, with the rows that were no titles as they came"
     df = label([None if problem else title for title, problem in chunk])
@@ -155,6 +192,13 @@ def _labelled(chunk: list, label: Callable, columns) -> pd.DataFrame:
     if columns and (absent := [c for c in columns if c not in df.columns]): raise CatalogError(f'no column {", ".join(map(repr, absent))} to write; there are {", ".join(df.columns)}')
     return df[list(columns)] if columns else df
 
+def _out_kind(path: Path) -> str:
+    "The kind of a file to write"
+    kind = _file_kind(path, exists=False)
+    if kind == 'parquet' and path.suffix.lower() == '.gz': raise CatalogError(f'{path}: Parquet is compressed already; leave .gz out of the name')
+    if path.is_dir(): raise CatalogError(f'{path}: this is a folder; name a file in it')
+    return kind
+
 def _to_stdout(source, label, columns, header, size):
     n = 0
     for chunk in source.chunks(size):
@@ -162,7 +206,7 @@ def _to_stdout(source, label, columns, header, size):
         n += len(chunk)
     return n
 
-# %% ../nbs/01_files.ipynb #43507791
+# %% ../nbs/01_files.ipynb #8fce498b
 def map_file(
     source: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
     path: str | Path, # the file to write, of a kind that its name tells, or '-' for the standard output (TSV)
@@ -175,23 +219,23 @@ def map_file(
 ) -> int: # rows written
     "Label a file. Raises `CatalogError` if it cannot be read; what is written is whole or not there"
     source, header = TitleSource(source, title_col), columns is not None
+    _labelled([], label, columns)  # an absent column is known before work begins
     if str(path) == '-': return _to_stdout(source, label, columns or ('title', 'category'), header, size)
     path = Path(path)
-    if _file_kind(path, exists=False) == 'tsv' and columns is None: columns = ('title', 'category')
-    if path.is_dir(): raise CatalogError(f'{path}: this is a folder; name a file in it')
+    if _out_kind(path) == 'tsv' and columns is None: columns = ('title', 'category')
     if source.path != '-' and path.exists() and path.samefile(source.path): raise CatalogError(f'{path}: this is where the titles come from; name another file to write')
-    stat = None if source.path == '-' else source.path.stat() if source.path.exists() else None
-    work = dict(source=str(source.path), bytes=stat and stat.st_size, modified=stat and stat.st_mtime_ns, title_col=title_col, columns=columns, size=size, identity=identity)
+    stat = source.path.stat() if source.path != '-' and source.path.exists() else None
+    work = dict(source=str(source.path), bytes=stat and stat.st_size, modified=stat and stat.st_mtime_ns, title_col=title_col, columns=columns, header=header, size=size, identity=identity)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = _parts_folder(path, work | dict(run=os.getpid()) if source.path == '-' else work)
-    parts, n, first = [], 0, source.chunks(size)
-    with tqdm(total=1., disable=not progress, bar_format='{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]', leave=False) as bar:
-        for chunk in first:
-            parts.append(folder/f'{len(parts):06}'); n += len(chunk)
-            if not parts[-1].exists():
-                with whole_file(parts[-1]) as f: f.write_bytes(_part_bytes(_labelled(chunk, label, columns), path, len(parts) == 1, header))
-            bar.set_postfix_str(f'{n:,} titles', refresh=False); bar.update(source.share - bar.n)
-    if not parts: raise CatalogError(f'{source.path}: no titles')
-    _join_parts(parts, path)
-    shutil.rmtree(folder)
+    with _parts_folder(path, work if stat else work | dict(run=uuid.uuid4().hex)) as folder:
+        parts, n = [], 0
+        with tqdm(total=1., disable=not progress, bar_format='{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]', leave=False) as bar:
+            for chunk in source.chunks(size):
+                parts.append(folder/f'{len(parts):06}'); n += len(chunk)
+                if not parts[-1].exists():
+                    with whole_file(parts[-1]) as f: f.write_bytes(_part_bytes(_labelled(chunk, label, columns), path, len(parts) == 1, header))
+                bar.set_postfix_str(f'{n:,} titles', refresh=False); bar.update(source.share - bar.n)
+        if not parts: raise CatalogError(f'{source.path}: no titles')
+        _join_parts(parts, path)
+        for p in parts: p.unlink()
     return n

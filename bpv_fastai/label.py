@@ -26,8 +26,8 @@ from .titles import CategoryVocab
 
 # %% ../nbs/53_label.ipynb #d16f3233
 _expected = ('CatalogError', 'CategorizerError', 'TrainingDiverged', 'ResumeError', 'OSError', 'ImportError', 'ModuleNotFoundError', 'FileNotFoundError', 'PermissionError', 'IsADirectoryError')
-_as_options = {'title_col=': '--title', 'category_col=': '--category', "on_bad='drop'": '--drop', 'catalog_report(df).bad_rows, or dls.report.bad_rows': 'bad_rows.csv',
-               "decide='best'": '--decide best', 'max_len=': 'the longest title', 'pass --drop': 'give --drop'}
+_as_options = {'title_col=': '--title', 'category_col=': '--category', "on_bad='drop'": '--drop', ' and see them in the report: catalog_report(df).bad_rows, or dls.report.bad_rows': '',
+               "decide='best'": '--decide best', 'max_len=': 'the longest title', 'pass --drop': 'give --drop', 'Remove it to start anew, or give this fit another path': '--fresh starts anew'}
 
 def _in_words_of_the_command(text: str) -> str:
     "An error of the library with the names of options"
@@ -66,7 +66,7 @@ def bpv_predict(
     titles: str, # TSV, CSV or Parquet file of titles, .gz on top of any; - for lines from the standard input
     out: str = 'predictions.tsv', # file to write, its name tells the form: TSV (title, category), CSV or Parquet (all columns); - for TSV to the standard output
     title: str = 'title', # column of titles; a number is a position (from 0) in a file without header
-    columns: str = None, # columns to write, separated by commas: title, category, confidence, accepted, reason, category_1, probability_1 …
+    columns: str = None, # columns to write, separated by commas and with a header line: title, category, confidence, accepted, reason, category_1, probability_1 …
     top: int = 1, # most probable categories to give for each title, if more than 1
     decide: str = None, # f1 (expected F1) or best (most probable); f1 where the model has it, if not given
     confidence: float = None, # accept from this confidence on, 0 to 1; the model's own threshold if not given

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .categorizer import Categorizer, CategorizerError, _LabelsFiles, _checksum, _contents, _description, _file_checksum, usable_cores
+from .categorizer import Categorizer, CategorizerError, _LabelsFiles, _as_json, _checksum, _contents, _description, _file_checksum, usable_cores
 from .files import whole_file
 from .members import TitleEnsemble
 from .titles import BOS, EOS, Titles
@@ -59,26 +59,31 @@ def _quantize(source: Path, path: Path):
 @patch
 def to_onnx(self: Categorizer,
     path: str | Path, # the folder, made if it is not there
-    int8: bool = True, # write `network.int8.onnx` too
+    int8: bool = True, # write `network.int8.onnx` too, if there are LSTMs
 ) -> Path: # the folder
-    "Write networks for onnxruntime, with vocabularies and decisions. Raises `CategorizerError` if they do not answer as PyTorch does"
+    "Write networks for onnxruntime, with vocabularies and decisions. Raises `CategorizerError` if the float one does not answer as PyTorch does"
     _need('onnx', 'onnxruntime')
     path = Path(path); path.mkdir(parents=True, exist_ok=True)
     with whole_file(path/'network.onnx') as f:
         _export(self.ensemble, f); _check(self.ensemble, f, 1e-4)
     names = ['network.onnx']
-    if int8:
+    if int8 and any(m.config['cell'] == 'lstm' for m in self.ensemble.members):
         with whole_file(path/'network.int8.onnx') as f: _quantize(path/'network.onnx', f)
         names.append('network.int8.onnx')
-    found = self.describe() | dict(format=FORMAT, files={n: dict(bytes=(path/n).stat().st_size, sha256=_file_checksum(path/n)) for n in names})
-    with whole_file(path/'categorizer.json') as f: f.write_text(json.dumps(found | dict(checksum=_checksum(found)), indent=1), encoding='utf-8')
+    found = _as_json(self.describe() | dict(format=FORMAT, files={n: dict(bytes=(path/n).stat().st_size, sha256=_file_checksum(path/n)) for n in names}))
+    with whole_file(path/'onnx.json') as f: f.write_text(json.dumps(found | dict(checksum=_checksum(found)), indent=1), encoding='utf-8')
     return path
 
 # %% ../nbs/52_onnx.ipynb #8321ab50
 class _OnnxEngine:
     "Log-probabilities of encoded titles from an onnxruntime session"
     device = torch.device('cpu')
-    def __init__(self, path: Path): self.session = _session(path)
+    def __init__(self, path: Path, n_categories: int):
+        try: self.session = _session(path)
+        except Exception as e: raise CategorizerError(f'{path} is no network that onnxruntime can run ({str(e)[:200]})') from None
+        outputs = [o.shape for o in self.session.get_outputs()]
+        if [i.name for i in self.session.get_inputs()] != ['ids'] or len(outputs) != 1 or len(outputs[0]) != 2 or outputs[0][1] not in (n_categories, 'categories'): raise CategorizerError(f'{path} is a network of another shape: {outputs}')
+
     def buffers(self, titles: Titles):
         buffer = titles.buffer.view(np.int16) if titles.buffer.dtype == np.uint16 else titles.buffer
         return [torch.as_tensor(a) for a in (buffer, titles.offsets[:-1], titles.lengths)]
@@ -93,13 +98,13 @@ class OnnxCategorizer(_LabelsFiles):
     ):
         _need('onnxruntime')
         path = Path(path)
-        found, name = _description(path/'categorizer.json', FORMAT), 'network.int8.onnx' if int8 else 'network.onnx'
+        found, name = _description(path/'onnx.json', FORMAT), 'network.int8.onnx' if int8 else 'network.onnx'
         _, _, rest = _contents(path, found)
         self.char_vocab, self.vocab, self.decider, self.max_len, self.report = rest.values()
         noted = found['files'].get(name) if isinstance(found.get('files'), dict) else None
         if not isinstance(noted, dict) or not (path/name).is_file(): raise CategorizerError(f'{path} holds no {name}')
         if (path/name).stat().st_size != noted.get('bytes') or _file_checksum(path/name) != noted.get('sha256'): raise CategorizerError(f'{path/name} was changed or damaged since it was written: write it again')
-        self.checksum, self._onnx = noted['sha256'], _OnnxEngine(path/name)
+        self.checksum, self._onnx = f"{found['checksum']} {name}", _OnnxEngine(path/name, len(self.vocab))
 
     def _engine(self, device, precision):
         if device not in (None, 'cpu') or precision not in ('auto', 'fp32'): raise ValueError('onnxruntime runs here on the CPU, in the precision of its file')

@@ -45,7 +45,7 @@ def pool_views(
     "The views of the hidden states over time, side by side; padding is seen by none (paper, section 4.3)"
     mask, names = mask.bool(), check_views(names)
     empty = mask.all(1, keepdim=True)
-    made = {n: view_functions[n](output, mask, empty) for n in set(names)}
+    made = {n: view_functions[n](output, mask, empty) for n in dict.fromkeys(names)}  # in a fixed order, for gradients are added up in it
     return torch.cat([made[n] for n in names], 1)
 
 # %% ../nbs/21_pooling.ipynb #cce6d03e

@@ -3,11 +3,13 @@
     python tests/kill_and_resume.py                       # 20 moments of training, 10 of labelling
     python tests/kill_and_resume.py --trainings 2 --labellings 2
 
-Each run is a fork of a process that has the libraries loaded and has done nothing with them."""
+What is killed is a fork of a process that has the libraries loaded and has done nothing with them; what is left alone, and what goes on,
+is a new interpreter each time, as it is for people: with another order of sets, for one thing."""
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -54,16 +56,26 @@ def kill(work, after: float) -> bool:
     return alive
 
 
+def command(name: str, *args):
+    "A command in a new interpreter"
+    subprocess.run([Path(sys.executable).with_name(name), *map(str, args)], check=True, stdout=subprocess.DEVNULL)
+
+
 def training(folder: Path, n: int, rng: random.Random) -> int:
     "How many of `n` killed trainings end with the weights of the one that was left alone"
-    def run(out): return lambda: bpv_train('catalog.csv', str(folder/out), epochs=3, nh=12, bs=32, minutes=.0005, nolinear=True, threads=1)
-    seconds, same, begun = finish(run('alone')), 0, 0
+    options = dict(epochs=3, nh=12, bs=32, minutes=.0005, threads=1)
+    def run(out): return lambda: bpv_train('catalog.csv', str(folder/out), nolinear=True, **options)
+    def go_on(out): command('bpv_train', 'catalog.csv', '--out', folder/out, '--nolinear', *(a for k, v in options.items() for a in (f'--{k}', v)))
+    seconds, same, begun = finish(run('forked')), 0, 0
+    go_on('alone')
     wanted = (folder/'alone'/'weights.safetensors').read_bytes()
     for i in range(n):
         after, killed = rng.uniform(.02, .95) * seconds, 0
         while kill(run(f'killed{i}'), after):
             killed += 1; after = rng.uniform(.3, 1.2) * seconds  # some are killed again while they go on
             begun += (folder/f'killed{i}'/'training.checkpoint').exists()
+            if killed == 2: break
+        if killed: go_on(f'killed{i}')
         equal = (folder/f'killed{i}'/'weights.safetensors').read_bytes() == wanted
         left = sorted(p.name for p in (folder/f'killed{i}').iterdir())
         same += equal and left == ['categorizer.json', 'report.json', 'training.png', 'weights.safetensors']
@@ -86,7 +98,7 @@ def files(folder: Path, n: int, rng: random.Random) -> int:
             return work
         seconds = finish(run('left'))
         after, killed = rng.uniform(.05, .95) * seconds, 0
-        while kill(run('gone_on'), after): killed += 1; after = rng.uniform(.3, 1.5) * seconds
+        while kill(run('gone_on'), after): killed += 1; after = rng.uniform(.3, 1.5) * seconds  # some are killed again while they go on
         equal = (folder/'gone_on'/name).read_bytes() == (folder/'left'/name).read_bytes()
         left = [p.name for p in (folder/'gone_on').iterdir()]
         same += equal and left == [name]

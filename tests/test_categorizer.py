@@ -65,7 +65,7 @@ def test_saved_again_it_is_the_same(cat, tmp_path):
     assert sorted(p.name for p in (tmp_path/'again').iterdir()) == ['categorizer.json', 'weights.safetensors']
 
 
-@given(st.lists(st.one_of(st.none(), st.text(max_size=60), st.text(alphabet='\0\t\n \ud800\udc80é😀', max_size=8), st.integers(), st.floats(), st.binary(max_size=3)), max_size=120))
+@given(st.lists(st.one_of(st.none(), st.text(max_size=60), st.text(alphabet='\0\t\n \ud800\udc80é😀', max_size=8), st.integers(), st.floats(), st.decimals(), st.fractions(), st.binary(max_size=3)), max_size=120))
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_title_gives_a_row(cat, titles):
     found = cat.predict(titles, top_k=2, progress=False)
@@ -190,12 +190,16 @@ assert not any(m.split('.')[0] == 'fastai' for m, v in sys.modules.items() if v 
 
 
 def test_generators_are_read_in_chunks(cat):
-    cat.chunk_size, seen = 100, []
+    seen, read = [], []
     def titles():
         for i in range(350): seen.append(i); yield f'title {i}'
+    def label(*args):
+        read.append(len(seen))
+        return Categorizer._label(cat, *args)
+    cat.chunk_size, cat._label = 100, label
     try: assert cat.predict(titles(), progress=False)['title'].tolist() == [f'title {i}' for i in range(350)]
-    finally: del cat.chunk_size
-    assert len(seen) == 350
+    finally: del cat.chunk_size, cat._label
+    assert read == [100, 200, 300, 350]
 
 
 def test_sources_of_titles(cat):
@@ -228,6 +232,43 @@ def test_many_characters(tmp_path):
     titles = ['一丁七', chr(0x10000 + 29_999) * 3]
     pd.testing.assert_frame_equal(model.predict(titles, top_k=3), again.predict(titles, top_k=3))
     assert again.vocab == model.vocab
+
+
+def test_what_load_would_refuse_is_not_saved(copy):
+    before = (copy/'categorizer.json').read_bytes()
+    for report in (dict(loss=float('nan')), dict(model=object())):
+        with pytest.raises(CategorizerError, match='nothing was saved'): Categorizer(**parts(copy) | dict(report=report)).save(copy)
+    with pytest.raises(CategorizerError, match='max_len'): Categorizer(**parts(copy) | dict(max_len=10**7)).save(copy)
+    assert (copy/'categorizer.json').read_bytes() == before and len(list(copy.iterdir())) == 2
+    assert Categorizer.load(Categorizer(**parts(copy) | dict(report={'f1': {2: .1, 10: .2}})).save(copy)).report == {'f1': {'2': .1, '10': .2}}
+
+
+def parts(path):
+    cat = Categorizer.load(path)
+    return {n: getattr(cat, n) for n in ('ensemble', 'char_vocab', 'vocab', 'decider', 'max_len', 'report')}
+
+
+def test_hostile_descriptions(copy):
+    networks = json.loads((copy/'categorizer.json').read_text())['networks']
+    for cell in ([], {}, None, 'LSTM'):
+        with pytest.raises(CategorizerError): Categorizer.load(signed(copy, networks=[networks[0] | dict(cell=cell)]))
+    for deep in (900, 990, 995, 5_000):
+        (copy/'categorizer.json').write_text('{"format": ' + '[' * deep + ']' * deep + '}')
+        with pytest.raises(CategorizerError): Categorizer.load(copy)
+
+
+def test_an_onnx_folder_inside_the_models_own_and_a_graph_that_is_none(copy):
+    from bpv_fastai.onnx import OnnxCategorizer
+    cat = Categorizer.load(copy)
+    cat.to_onnx(copy)
+    titles = synthetic_catalog(50, 12)['title']
+    assert Categorizer.load(copy).checksum == cat.checksum and OnnxCategorizer(copy).predict(titles)['category'].tolist() == cat.predict(titles, precision='fp32')['category'].tolist()
+    (copy/'network.onnx').write_bytes(b'no graph')
+    found = json.loads((copy/'onnx.json').read_text())
+    found['files']['network.onnx'] = dict(bytes=8, sha256=_file_checksum(copy/'network.onnx'))
+    found['checksum'] = _checksum({k: v for k, v in found.items() if k != 'checksum'})
+    (copy/'onnx.json').write_text(json.dumps(found))
+    with pytest.raises(CategorizerError, match='no network that onnxruntime can run'): OnnxCategorizer(copy)
 
 
 def test_what_is_no_title_classifier_is_not_saved():

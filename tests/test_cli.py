@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bpv_fastai.catalog import synthetic_catalog
+from bpv_fastai.catalog import CatalogError, synthetic_catalog
 from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.label import bpv_predict
 
@@ -95,6 +95,39 @@ def test_pipes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_row_is_lost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source, n in ((b'title\nTea\n\nOil\n', 3), (b'title,x\na,b\nq\0z\n"lone\rreturn",c\n', 3)):
+        (tmp_path/'t.csv').write_bytes(source)
+        for out in ('o.tsv', 'o.csv', 'o.parquet'):
+            bpv_predict(str(saved), 't.csv', out, quiet=True)
+            found = pd.read_parquet(out) if out == 'o.parquet' else pd.read_csv(out, sep='\t', header=None, quoting=3, skip_blank_lines=False) if out == 'o.tsv' else pd.read_csv(out)
+            assert len(found) == n
+    pd.DataFrame(dict(title=[1, 2])).to_parquet('n.parquet')
+    bpv_predict(str(saved), 'n.parquet', 'o.csv', quiet=True)
+    assert pd.read_csv('o.csv')['category'].notna().all()
+
+
+def test_parts_belong_to_one_model_one_source_and_one_process(tmp_path, monkeypatch):
+    "A run that failed half-way is continued only by the same work; two at once are told apart"
+    from bpv_fastai.files import map_file
+    monkeypatch.chdir(tmp_path)
+    def labels(name, fail=None):
+        def label(titles):
+            if fail in titles: raise RuntimeError('stopped')
+            return pd.DataFrame(dict(title=titles, category=[name] * len(titles), reason=''), dtype=object)
+        return label
+    (tmp_path/'t.tsv').write_text('a\nb\nc\nd\n')
+    with pytest.raises(RuntimeError): map_file('t.tsv', 'o.tsv', labels('old', 'c'), size=2, identity=dict(model='old'), progress=False)
+    assert len(list(tmp_path.glob('.o.tsv.*.parts/000000'))) == 1
+    map_file('t.tsv', 'o.tsv', labels('new'), size=2, identity=dict(model='new'), progress=False)
+    assert (tmp_path/'o.tsv').read_text() == 'a\tnew\nb\tnew\nc\tnew\nd\tnew\n' and {p.name for p in tmp_path.iterdir()} == {'t.tsv', 'o.tsv'}
+    def twice(titles):
+        if titles: map_file('t.tsv', 'o.tsv', labels('other'), size=2, progress=False)
+        return labels('mine')(titles)
+    with pytest.raises(CatalogError, match='another process is writing this file'): map_file('t.tsv', 'o.tsv', twice, size=2, progress=False)
+
+
 bad_input = {
     'no such file': ('bpv_train', ['none.tsv'], 'there is no such file'),
     'a kind nobody knows': ('bpv_train', ['a.xlsx'], 'its name does not tell what it is'),
@@ -107,6 +140,9 @@ bad_input = {
     'no model': ('bpv_predict', ['nowhere', 'one.tsv'], 'there is no such folder'),
     'a folder that is no model': ('bpv_predict', ['.', 'one.tsv'], 'holds no categorizer'),
     'output of a kind nobody knows': ('bpv_predict', [saved, 'one.tsv', '--out', 'x.doc'], 'its name does not tell what it is'),
+    'compressed twice': ('bpv_predict', [saved, 'one.tsv', '--out', 'x.parquet.gz'], 'leave .gz out of the name'),
+    'a column that is not there': ('bpv_predict', [saved, 'one.tsv', '--columns', 'titel'], "no column 'titel'"),
+    'a position that is not there': ('bpv_predict', [saved, 'one.tsv', '--title', '3'], 'no column 3'),
     'output over input': ('bpv_predict', [saved, 'one.tsv', '--out', 'one.tsv'], 'this is where the titles come from'),
     'no titles': ('bpv_predict', [saved, 'header.csv'], 'no titles'),
     'an unclosed quote': ('bpv_evaluate', [saved, 'quote.csv'], 'quote that is never closed'),
@@ -124,7 +160,7 @@ def test_errors_are_one_line(tmp_path, command, args, says):
     ran = run(command, *args, cwd=tmp_path)
     *_, last = ran.stderr.strip().split('\n')
     assert ran.returncode == 1 and last.startswith(f'{command}: ') and says in last and 'Traceback' not in ran.stderr
-    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith('.')} <= before | {'model'}
+    assert {p.name for p in tmp_path.iterdir()} <= before | {'model'}
 
 
 def test_bad_rows_can_be_left_out(tmp_path):

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastai.losses import LabelSmoothingCrossEntropyFlat
+from fastai.optimizer import Adam
+
+from bpv_fastai import resume
 from bpv_fastai.all import *
 
 here = Path(__file__).parent
@@ -51,7 +55,8 @@ def fit(learn, how, *cbs, **kwargs):
 
 @pytest.mark.parametrize('how', ['fit', 'fit_one_cycle', 'fit_flat_cos', 'fit_linear_cycle'])
 @pytest.mark.parametrize('cell', ['lstm', 'gru'])
-def test_every_fit_resumes(tmp_path, how, cell):
+def test_every_fit_resumes(tmp_path, how, cell, monkeypatch):
+    monkeypatch.setattr(resume, '_finished_fits', 0)
     from fastai.callback.core import Callback
     class Kill(Callback):
         order = 200
@@ -64,20 +69,42 @@ def test_every_fit_resumes(tmp_path, how, cell):
     assert all(torch.equal(a, b) for a, b in zip(alone, again)) and not list((tmp_path/'models').iterdir())
 
 
-def test_the_second_fit_has_its_own_checkpoint(tmp_path):
+def test_the_second_fit_has_its_own_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, '_finished_fits', 0)
     learn = learner(tmp_path)
     fit(learn, 'fit', Checkpoints(keep=True)); fit(learn, 'fit', Checkpoints(keep=True))
     assert sorted(p.name for p in (tmp_path/'models').iterdir()) == ['fit0.checkpoint', 'fit1.checkpoint']
+    monkeypatch.setattr(resume, '_finished_fits', 0)  # as in a new process
     again = learner(tmp_path, seed=3)
     fit(again, 'fit', Checkpoints(keep=True)); fit(again, 'fit', Checkpoints(keep=True))
     assert all(torch.equal(a, b) for a, b in zip(learn.model.parameters(), again.model.parameters()))
     assert again.f1_calibration.table is not None
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, '_finished_fits', 0)
     fit(learner(tmp_path), 'fit', Checkpoints(keep=True))
-    for other in (learner(tmp_path, backwards=True), bpv_learner(TitleDataLoaders.from_df(synthetic_catalog(601, 5), bs=32, verbose=False), nh=8, path=tmp_path)):
+    monkeypatch.setattr(resume, '_finished_fits', 0)
+    for other in (learner(tmp_path, views=('last',) * 4), learner(tmp_path, drop_mult=.5), learner(tmp_path, wd=.1), learner(tmp_path, opt_func=Adam), learner(tmp_path, loss_func=LabelSmoothingCrossEntropyFlat()), learner(tmp_path, backwards=True), bpv_learner(TitleDataLoaders.from_df(synthetic_catalog(601, 5), bs=32, verbose=False), nh=8, path=tmp_path)):
         with pytest.raises(ResumeError, match='is of another fit'): fit(other, 'fit', resume=True)
     with pytest.raises(ResumeError, match='schedule'): fit(learner(tmp_path), 'fit_one_cycle', resume=True)
     (tmp_path/'models'/'fit0.checkpoint').write_bytes(b'nothing')
-    with pytest.raises(ResumeError, match='damaged'): fit(learner(tmp_path), 'fit', resume=True)
+    again = Checkpoints()
+    with pytest.raises(ResumeError, match='damaged'): fit(learner(tmp_path), 'fit', again)
+    (tmp_path/'models'/'fit0.checkpoint').unlink()
+    fit(learner(tmp_path), 'fit', again)
+
+
+def test_a_loop_over_seeds_that_was_killed_finds_each_network_again(tmp_path, monkeypatch):
+    from fastai.callback.core import Callback
+    class Kill(Callback):
+        order = 200
+        def after_batch(self):
+            if self.train_iter == 19: self.learn.checkpoints.save(); raise Killed('now')
+    def loop(kill):
+        monkeypatch.setattr(resume, '_finished_fits', 0)
+        return [[p.clone() for p in fit(learner(tmp_path, seed=s), 'fit', *([Kill()] if kill and s == 2 else []), resume=True)] for s in (1, 2)]
+    with pytest.raises(Killed): loop(True)
+    assert [p.name for p in (tmp_path/'models').iterdir()] == ['fit1.checkpoint']
+    for s, found in zip((1, 2), loop(False)):
+        assert all(torch.equal(a, b) for a, b in zip(found, fit(learner(tmp_path, seed=s), 'fit')))

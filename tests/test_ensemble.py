@@ -1,0 +1,79 @@
+"Several networks as one: averages, saved pairs, stopped trainings, what is refused."
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+import bpv_fastai.ensemble as module
+from bpv_fastai.all import *
+
+
+@pytest.fixture(scope='module')
+def dls(tmp_path_factory):
+    return TitleDataLoaders.from_df(synthetic_catalog(900, 6, seed=3), bs=32, path=tmp_path_factory.mktemp('ensemble'), verbose=False)
+
+
+def train(dls, **kwargs): return Ensemble.train(dls, **dict(epochs=1, nh=8, n_jobs=1, progress=False) | kwargs)
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.sampled_from(['prob', 'log_prob']), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_an_ensemble_says_the_average_of_its_members(n, bs, average, seed):
+    torch.manual_seed(seed)
+    members, backwards = [TitleClassifier(30, 7, nh=4).eval() for _ in range(n)], [bool(b) for b in torch.randint(2, (n,))]
+    lengths = torch.randint(1, 12, (bs, 1))
+    x = torch.randint(1, 30, (bs, 12)).masked_fill(torch.arange(12) >= lengths, 0)
+    with torch.no_grad(): found = TitleEnsemble(members, backwards, average)(x).exp()
+    for i in range(bs):
+        title = x[i][x[i] > 0]
+        with torch.no_grad(): each = torch.stack([m((title.flip(0) if b else title)[None]).softmax(-1)[0] for m, b in zip(members, backwards)])
+        wanted = each.mean(0) if average == 'prob' else each.log().mean(0).softmax(-1)
+        assert torch.allclose(found[i], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize('average', ['prob', 'log_prob'])
+def test_a_saved_pair_says_the_same(dls, tmp_path, average):
+    pair = train(dls, average=average)
+    with pair.no_bar(): probs = pair.get_preds()[0].numpy()
+    cat = Categorizer.load(Categorizer.from_learner(pair).save(tmp_path/'pair'))
+    titles = [dls.valid_ds[i][0] for i in range(len(dls.valid_ds))]
+    said = cat.predict(titles, top_k=dls.c, precision='fp32')
+    calibrator = pair.f1_calibration.calibrator
+    wanted = np.sort(np.clip(probs * calibrator.ratio(probs), 0, 1), 1)[:, ::-1]
+    np.testing.assert_allclose(said[[f'probability_{i + 1}' for i in range(dls.c)]].to_numpy(), wanted, atol=1e-5)
+    with pair.no_bar(): assert pair.decide(titles)['category'].tolist() == said['category'].tolist()
+
+
+def test_a_stopped_training_keeps_what_is_done(dls, monkeypatch):
+    real, calls = module._train_member, []
+    def stops(*args):
+        calls.append(args[2])
+        if calls == [0, 1]: raise KeyboardInterrupt
+        real(*args)
+    alone = train(dls)
+    monkeypatch.setattr(module, '_train_member', stops)
+    with pytest.raises(KeyboardInterrupt): train(dls, resume=True)
+    with pytest.raises(ValueError, match='members of another training'): train(dls, resume=True, nh=12)
+    again = train(dls, resume=True)
+    assert calls == [0, 1, 1] and not (dls.path/'models'/'ensemble').exists()
+    assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), again.model.parameters()))
+
+
+def test_side_by_side_and_a_member_that_fails(dls):
+    pair = train(dls, n_jobs=2, directions=[True, False, False])
+    assert pair.model.backwards == [True, False, False] and pair.reports['direction'].tolist() == ['backward', 'forward', 'forward'] and pair.reports['seed'].tolist() == [0, 1, 2]
+    with pytest.raises(RuntimeError, match='member [01] failed'): train(dls, n_jobs=2, lr_max=1e9, epochs=2)
+
+
+def test_what_is_refused(dls):
+    for wrong, says in ((dict(seeds=[1]), '1 seeds for 2 members'), (dict(schedule='steps'), "'linear' or 'cosine'"), (dict(average='median'), "'prob' or 'log_prob'"), (dict(cell=torch.nn.LSTM), 'numbers and text')):
+        with pytest.raises(ValueError, match=says): train(dls, **wrong)
+
+
+def test_a_student_reads_unlabelled_titles_and_keeps_the_loaders(dls):
+    pair = train(dls)
+    for backwards in (False, True):
+        with pair.no_bar():
+            student = distill(pair, 1, unlabelled=['no label'] * 50, nh=8, n_layers=1, backwards=backwards, k=3)
+        assert len(student.dls.train_ds) == len(dls.train_ds) and student.dls.train.backwards == backwards
+        assert student.predict('some title')[0] in dls.vocab
