@@ -20,6 +20,7 @@ from .interpret import *
 from .learner import *
 from .members import *
 from .metrics import *
+from .ngrams import *
 from .onnx import *
 from .pooling import *
 from .probabilities import *

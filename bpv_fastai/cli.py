@@ -12,15 +12,13 @@ import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 
 # %% ../nbs/54_cli.ipynb #ede7e120
-import json, os, platform, sys, time
-from contextlib import nullcontext
+import json, platform, shutil, sys, time
 from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from fastai.torch_core import default_device, set_seed
 from fastcore.imports import IN_NOTEBOOK
 from fastcore.script import call_parse
 
@@ -29,11 +27,12 @@ from .callbacks import best_preds
 from .catalog import catalog_report, plot_category_counts, plot_title_lengths, read_catalog, split_catalog, usda_foods
 from .categorizer import Categorizer
 from .dataloaders import TitleDataLoaders
+from .ensemble import Ensemble
 from .files import whole_file
 from .label import _column, _few_threads, one_line_errors
-from .learner import TitleLearner, bpv_learner
+from .learner import TitleLearner
+from .members import has_native_bf16
 from .metrics import CategoryCounts
-from .resume import Checkpoints
 
 # %% ../nbs/54_cli.ipynb #bb2f73f1
 def _versions() -> dict:
@@ -87,15 +86,16 @@ def _own_catalog(catalog: str, title: str, category: str, drop: bool, out: Path)
         with whole_file(out/'bad_rows.csv') as f: bad.to_csv(f, index=False)
     return df
 
-def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[TitleLearner, float, Path]:
-    "A trained learner, the seconds it took, and its last checkpoint"
-    set_seed(o['seed'])
+def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float]:
+    "Trained networks, and the seconds they took"
     dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=o['bs'], val_bs=256, seed=o['seed'], max_len=o['max_len'], verbose=False)
-    learn, checkpoints = bpv_learner(dls, nh=o['nh'], lr=o['lr']), Checkpoints(out/'training.checkpoint', o['minutes'], keep=True)
-    if o['fresh']: Path(checkpoints.path).unlink(missing_ok=True)
-    with nullcontext() if IN_NOTEBOOK or sys.stdout.isatty() else learn.no_bar():
-        learn.fit_linear_cycle(o['epochs'], cbs=checkpoints)
-    return learn, checkpoints.seconds, checkpoints.path
+    if o['fresh']: shutil.rmtree(out/'models'/'ensemble', ignore_errors=True)
+    half, directions, start = o['precision'] == 'bf16' or o['precision'] == 'auto' and has_native_bf16(dls.device), [False, True] * o['pairs'] or [False], time.perf_counter()
+    print(f"training {', '.join(['backward' if b else 'forward' for b in directions] + ['n-grams'] * o['ngrams'])} on {dls.device}: recurrent networks {o['nh']} wide for {o['epochs']} epochs in {'bf16' if half else 'fp32'}", flush=True)
+    learn = Ensemble.train(dls, directions=directions, epochs=o['epochs'], lr_max=o['lr'], seeds=[o['seed'] + i for i in range(len(directions))], ngrams=o['ngrams'], bf16=half, minutes=o['minutes'],
+                           resume=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, nh=o['nh'])
+    if (out/'models').exists() and not list((out/'models').iterdir()): (out/'models').rmdir()
+    return learn, time.perf_counter() - start
 
 # %% ../nbs/54_cli.ipynb #95729601
 def _judge(df: pd.DataFrame, learn: TitleLearner, linear: bool = True) -> dict:
@@ -112,8 +112,9 @@ def _judge(df: pd.DataFrame, learn: TitleLearner, linear: bool = True) -> dict:
 
 def _result_table(report: dict) -> str:
     "What a person compares"
-    rows = [['balanced pooling views', report['precision'], report['recall'], report['f1'], f"{report['train_seconds']:.0f}"]]
-    if report['decided_f1'] is not None: rows.append(['  with decisions for F1', report['decided_precision'], report['decided_recall'], report['decided_f1'], ''])
+    rows = [[f"  {m['direction']}", m['weighted_precision'], m['weighted_recall'], m['weighted_f1'], f"{m['seconds']:.0f}"] for m in report['members'] if 'weighted_f1' in m]
+    rows.append(['all together', report['precision'], report['recall'], report['f1'], f"{report['train_seconds']:.0f}"])
+    if report['decided_f1'] is not None: rows.append(['with decisions for F1', report['decided_precision'], report['decided_recall'], report['decided_f1'], ''])
     if 'linear_f1' in report: rows.append(['linear SVM, TF-IDF', report['linear_precision'], report['linear_recall'], report['linear_f1'], f"{report['linear_seconds']:.0f}"])
     return _show_table(rows, ['', 'precision', 'recall', 'weighted F1', 'seconds'])
 
@@ -122,18 +123,15 @@ def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.D
     "Train, save and judge; gives the report that it writes"
     out.mkdir(parents=True, exist_ok=True)
     df = df.assign(is_valid=df.index.isin(split_catalog(df, seed=o['seed'])[1].index))
-    device = str(default_device())
-    print(f"training a network {o['nh']} wide for {o['epochs']} epochs on {device}" + f' ({torch.get_num_threads()} threads)' * (device == 'cpu'), flush=True)
-    learn, seconds, checkpoint = _train(df, o, out)
-    plots = _save_plots(df, learn, out)  # before predicting, which empties fastai's recorder
-    report = dict(train_seconds=seconds, titles_per_second=o['epochs'] * len(learn.dls.train_ds) / seconds, **{k: o[k] for k in ('epochs', 'nh', 'bs', 'lr', 'seed', 'max_len')},
-                  source=df.attrs['catalog']['source'], device=device, versions=_versions())
+    learn, seconds = _train(df, o, out)
+    plots = _save_plots(df, learn, out)
+    report = dict(train_seconds=seconds, titles_per_second=len(learn.dls.train_ds) * o['epochs'] * max(1, 2 * o['pairs']) / seconds, **{k: o[k] for k in ('epochs', 'nh', 'bs', 'lr', 'seed', 'max_len', 'pairs', 'ngrams')},
+                  members=learn.reports.to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions())
     Categorizer.from_learner(learn, report).save(out)
     report = _judge(df, learn, o['linear']) | report
     if report['predicted_categories'] < 2: print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
     print('\n' + _result_table(report))
     with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
-    checkpoint.unlink(missing_ok=True)
     print(f"\nwritten to {out}: the model (categorizer.json, weights.safetensors), report.json, {', '.join(p.name for p in plots)}")
     print(f'label your titles: bpv_predict {out} titles.tsv')
     return report, learn, df
@@ -160,6 +158,8 @@ def bpv_train(
     category: str = 'category', # column of categories
     drop: bool = False, # leave bad rows out, and list them in bad_rows.csv
     epochs: int = 16, # passes over the training titles
+    pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
+    plain: bool = False, # the networks of the paper alone, without the bag of n-grams
     nh: int = 160, # width of a recurrent layer (the paper: 512)
     bs: int = 128, # titles in a batch
     lr: float = 1., # peak learning rate
@@ -168,6 +168,7 @@ def bpv_train(
     minutes: float = 5., # between two checkpoints
     fresh: bool = False, # begin anew where a stopped run has left a checkpoint
     nolinear: bool = False, # leave out the linear model, which takes minutes on a million titles
+    precision: str = 'auto', # fp32, bf16, or auto: bf16 where the processor or GPU has it
     threads: int = 0, # CPU threads; as many as cores if 0
     debug: bool = False, # show where in the code an error came from
 ):
@@ -176,13 +177,15 @@ def bpv_train(
     with one_line_errors('bpv_train', debug):
         _few_threads(threads); Path(out).mkdir(parents=True, exist_ok=True)
         df = _own_catalog(catalog, title, category, drop, Path(out))
-        _run(df, dict(epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, minutes=minutes, fresh=fresh, linear=not nolinear), Path(out))
+        _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, minutes=minutes, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
 
 # %% ../nbs/54_cli.ipynb #768f345e
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all
     epochs: int = 16, # passes over the training titles
+    pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
+    plain: bool = False, # the networks of the paper alone, without the bag of n-grams
     nh: int = 160, # width of a recurrent layer (the paper: 512)
     bs: int = 128, # titles in a batch
     lr: float = 1., # peak learning rate
@@ -192,6 +195,7 @@ def bpv_demo(
     category: str = 'category', # its column of categories
     out: str = 'bpv_demo', # folder for the model, report.json and a picture
     fresh: bool = False, # begin anew where a stopped run has left a checkpoint
+    precision: str = 'auto', # fp32, bf16, or auto: bf16 where the processor or GPU has it
     threads: int = 0, # CPU threads; as many as cores if 0
     debug: bool = False, # show where in the code an error came from
 ):
@@ -200,5 +204,5 @@ def bpv_demo(
     with one_line_errors('bpv_demo', debug):
         _few_threads(threads)
         df = _demo_catalog(catalog, title, category, rows, seed)
-        _, learn, df = _run(df, dict(epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, minutes=5., fresh=fresh, linear=True), Path(out))
+        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
         _show_ten(df, learn, seed)

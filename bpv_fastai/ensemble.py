@@ -6,12 +6,13 @@
 __all__ = ['Ensemble', 'snapshots', 'DistillationLoss', 'distill', 'multiply_adds']
 
 # %% ../nbs/50_ensemble.ipynb #9b7bd0cf
-import copy, json, os, shutil, subprocess, sys, tempfile, time, zlib
+import copy, json, os, shutil, signal, subprocess, sys, tempfile, time, zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -19,6 +20,7 @@ from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
+from matplotlib.axes import Axes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,19 +29,19 @@ from tqdm import tqdm
 from .callbacks import F1Calibration, WeightedF1, WeightedPrecision, WeightedRecall, best_preds
 from .dataloaders import TitleDataLoaders, TitleDataset
 from .files import whole_file
-from .learner import TitleLearner, bpv_learner
+from .learner import TitleLearner, bpv_learner, ngram_learner
 from .members import TitleEnsemble
 from .metrics import CategoryCounts
 from .probabilities import TopProbsGatherer
-from .resume import Checkpoints
+from .resume import Checkpoints, ResumeError
 from .titles import CategoryVocab, Titles, encode_titles, load_titles, save_titles
 
 # %% ../nbs/50_ensemble.ipynb #377e6009
-def _described(dls: TitleDataLoaders, backwards: bool, seed: int, epochs: int, lr_max: float, schedule: str, kwargs: dict) -> dict:
+def _described(dls: TitleDataLoaders, backwards: bool, seed: int, epochs: int, lr_max: float | None, schedule: str, kwargs: dict, kind: str = 'bpv', bf16: bool = False, minutes: float = 5.) -> dict:
     "All that a member's weights depend on"
     train = dls.train_ds
     data = zlib.crc32(train.titles.buffer) ^ zlib.crc32(np.ascontiguousarray(train.targets))
-    job = dict(backwards=backwards, seed=seed, epochs=epochs, lr_max=lr_max, schedule=schedule, bs=dls.train.bs, val_bs=dls.valid.bs, window=dls.train.sampler.window, data=data, kwargs=kwargs)
+    job = dict(minutes=minutes, kind=kind, bf16=bf16, backwards=backwards, seed=seed, epochs=epochs, lr_max=lr_max, schedule=schedule, bs=dls.train.bs, val_bs=dls.valid.bs, window=dls.train.sampler.window, data=data, kwargs=kwargs)
     try: return json.loads(json.dumps(job))
     except TypeError: raise ValueError('arguments of the members must be numbers and text, so that a process of its own can train each') from None
 
@@ -48,25 +50,29 @@ def _member_learner(dls: TitleDataLoaders, job: dict) -> TitleLearner:
     set_seed(job['seed'])
     mine = dls.with_backwards(job['backwards'])
     mine = type(dls)(mine.train.new(seed=job['seed'], shuffle=True), mine.valid, path=dls.path, device=dls.device)
-    learn = bpv_learner(mine, **job['kwargs'])
-    return learn.remove_cb(learn.f1_calibration)
+    learn = ngram_learner(mine) if job['kind'] == 'ngrams' else bpv_learner(mine, **job['kwargs'])
+    return (learn.to_bf16() if job['bf16'] else learn).remove_cb(learn.f1_calibration)
 
 class _Counts(Callback):
-    "Tells how many batches are done"
-    def __init__(self, told): self.told, self.last = told, 0.
+    "Tells how many batches are done, and stops when the process that asked for the work is gone"
+    def __init__(self, told): self.told, self.last, self.parent = told, 0., os.getppid()
     def after_batch(self):
+        if os.getppid() != self.parent: os.kill(os.getpid(), signal.SIGINT)
         if self.training and (time.monotonic() - self.last > .5 or self.iter == self.n_iter - 1):
             self.told(self.epoch * self.n_iter + self.iter + 1); self.last = time.monotonic()
 
 def _train_member(dls: TitleDataLoaders, folder: Path, i: int, told) -> None:
     "Train member `i` as its description says, and leave its weights and scores"
-    job, start = json.loads((folder/f'{i}.json').read_text()), time.perf_counter()
-    learn = _member_learner(dls, job)
+    job = json.loads((folder/f'{i}.json').read_text())
+    learn, checkpoints = _member_learner(dls, job), Checkpoints(folder/f'{i}.checkpoint', job['minutes'], verbose=False)
     with learn.no_bar(), learn.no_logging():
         fit = learn.fit_linear_cycle if job['schedule'] == 'linear' else learn.fit_one_cycle
-        fit(job['epochs'], job['lr_max'], cbs=[Checkpoints(folder/f'{i}.checkpoint', verbose=False), _Counts(told)])
-    scores = dict(zip(learn.recorder.metric_names[1:], map(float, learn.recorder.values[-1])))
-    with whole_file(folder/f'{i}.scores') as f: f.write_text(json.dumps(scores | dict(seconds=time.perf_counter() - start)))
+        fit(job['epochs'], job['lr_max'], cbs=[checkpoints, _Counts(told)])
+    recorder, scores = learn.recorder, {}
+    if recorder.values: scores = dict(zip(recorder.metric_names[1:], map(float, recorder.values[-1])))
+    step = max(1, len(recorder.losses) // 300)
+    curve = dict(epochs=[round(n / len(learn.dls.train), 4) for n in range(1, len(recorder.losses) + 1, step)], losses=[float(o) for o in recorder.losses[::step]], valid=[float(v[1]) for v in recorder.values if len(v) > 1])
+    with whole_file(folder/f'{i}.scores') as f: f.write_text(json.dumps(dict(scores=scores | dict(seconds=checkpoints.seconds), curve=curve)))
     with whole_file(folder/f'{i}.safetensors') as f: save_file({n: t.cpu().contiguous() for n, t in learn.model.state_dict().items()}, f)
 
 # %% ../nbs/50_ensemble.ipynb #f8d90b60
@@ -101,7 +107,7 @@ def _batches_done(folder: Path, i: int, all_of_them: int) -> int:
     if (folder/f'{i}.safetensors').exists(): return all_of_them
     return int((folder/f'{i}.batches').read_text()) if (folder/f'{i}.batches').exists() else 0
 
-def _side_by_side(folder: Path, todo: list, n_jobs: int, device: str, n_batches: int, bar):
+def _side_by_side(folder: Path, todo: list, n_jobs: int, device: str, n_batches: list, bar):
     "Train members in processes of their own, `n_jobs` at a time"
     waiting, running, threads = list(todo), {}, max(1, torch.get_num_threads() // n_jobs)
     try:
@@ -112,7 +118,7 @@ def _side_by_side(folder: Path, todo: list, n_jobs: int, device: str, n_batches:
                 if process.poll() is None: continue
                 del running[i]
                 if process.returncode: raise RuntimeError(f'member {i} failed:\n{(folder/f"{i}.errors").read_text()[-2000:]}')
-            bar.update(sum(_batches_done(folder, i, n_batches) for i in todo) - bar.n)
+            bar.update(sum(_batches_done(folder, i, n_batches[i]) for i in todo) - bar.n)
     finally:
         for process in running.values(): process.terminate()  # a member in training answers with a checkpoint
         for process in running.values(): process.wait()
@@ -132,6 +138,7 @@ class _Members(TitleLearner):
         learns: Sequence[TitleLearner], # trained learners over the same vocabularies, forward or backward
         average: str = 'log_prob', # 'log_prob' (the paper's) or 'prob'
         dls: TitleDataLoaders | None = None, # titles to judge and calibrate on; those of the first member if None
+        progress: bool = True, # show a bar while calibrating
     ):
         learns = list(learns)
         if not learns: raise ValueError('an ensemble needs at least one trained learner')
@@ -140,16 +147,31 @@ class _Members(TitleLearner):
         net = TitleEnsemble([m for learn in learns for m in (learn.model.members if isinstance(learn.model, TitleEnsemble) else [learn.model])],
                             [b for learn in learns for b in (learn.model.backwards if isinstance(learn.model, TitleEnsemble) else [learn.dls.train.backwards])], average)
         super().__init__(dls, net.to(dls.device).eval(), metrics=[accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()], cbs=F1Calibration(verbose=False), path=learns[0].path)
-        self.reports = None
-        if len(dls.valid_ds) >= 20: self.f1_calibration.calibrate()
-
-    def fit(self, *args, **kwargs): raise TypeError('the members of an ensemble are trained one by one: Ensemble.train, or learners of their own')
-    fit_linear_cycle = fit_one_cycle = fit_flat_cos = lr_find = fit
+        self.reports, self.curves = None, []
+        with nullcontext() if progress else self.no_bar(): self._changed(self.model)
 
     def _changed(self, net: TitleEnsemble):
         self.model = net.to(self.dls.device).eval()
         if len(self.dls.valid_ds) >= 20: self.f1_calibration.calibrate()
         return self
+
+# %% ../nbs/50_ensemble.ipynb #97224212
+class _Changes(_Members):
+    "Members come and go; they are not trained here"
+    def fit(self, *args, **kwargs): raise TypeError('the members of an ensemble are trained one by one: Ensemble.train, or learners of their own')
+    fit_linear_cycle = fit_one_cycle = fit_flat_cos = lr_find = fit
+
+    def plot_training(self,
+        axs: Sequence[Axes] | None = None, # two axes to draw on; a new figure if None
+    ) -> Sequence[Axes]: # what was drawn on
+        "Losses of the members while they were trained. Raises `ValueError` where `Ensemble.train` did not train them"
+        if not self.curves: raise ValueError('the members were trained before they came together: ask each of them')
+        axs = plt.subplots(1, 2, figsize=(9, 2.6), layout='constrained')[1] if axs is None else axs
+        for name, c in zip(self.reports['direction'], self.curves):
+            axs[0].plot(c['epochs'], c['losses'], lw=1, label=name)
+            axs[1].plot(range(1, len(c['valid']) + 1), c['valid'], 'o-', ms=3, label=name)
+        axs[0].set(xlabel='epochs', ylabel='training loss, smoothed'); axs[1].set(xlabel='epochs', ylabel='validation loss'); axs[0].legend(frameon=False)
+        return axs
 
     def add(self,
         learn: TitleLearner, # a trained learner over the same vocabularies
@@ -166,18 +188,19 @@ class _Members(TitleLearner):
         keep = [j for j in range(len(self.model.members)) if j != i]
         return self._changed(TitleEnsemble([self.model.members[j] for j in keep], [self.model.backwards[j] for j in keep], self.model.average))
 
-# %% ../nbs/50_ensemble.ipynb #97224212
+# %% ../nbs/50_ensemble.ipynb #f343a8a0
 def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path, list]:
     "Where members go, and which of them are not there yet"
     folder = Path(dls.path)/'models'/'ensemble' if resume else Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     for i, job in enumerate(jobs):
         note = folder/f'{i}.json'
-        if note.exists() and json.loads(note.read_text()) != job: raise ValueError(f'{folder} holds members of another training: remove it to start anew')
+        if note.exists() and json.loads(note.read_text()) | dict(minutes=job['minutes']) != job: raise ResumeError(f'{folder} holds members of another training: remove it to start anew')
         with whole_file(note) as f: f.write_text(json.dumps(job))
     return folder, [i for i in range(len(jobs)) if not (folder/f'{i}.safetensors').exists()]
 
-class Ensemble(_Members):
+# %% ../nbs/50_ensemble.ipynb #087ae4ca
+class Ensemble(_Changes):
     "Trained networks, forward and backward, as one learner (paper, section 4.4)"
     @classmethod
     def train(cls,
@@ -189,37 +212,42 @@ class Ensemble(_Members):
         directions: Sequence[bool] | None = None, # which members read backwards, instead of pairs
         schedule: str = 'linear', # 'linear' (the paper's cycle) or 'cosine' (fastai's one cycle)
         average: str = 'log_prob', # how they are averaged: 'log_prob' or 'prob'
+        ngrams: bool = False, # a bag of n-grams as one more member (see `ngrams`), which the paper does not have
+        bf16: bool = False, # train the recurrent networks in bfloat16
+        minutes: float = 5., # between two checkpoints of a member
         n_jobs: int | None = None, # members trained side by side, each in a process of its own; on a CPU as many as threads, on a GPU 1, if None
         resume: bool = False, # keep what is done under the `path` of `dls`, and continue from it
         progress: bool = True, # show a bar over the whole
         **kwargs # for `bpv_learner`: nh, n_layers, views, cell, drop_mult
     ) -> 'Ensemble': # with `reports`, a row for each member
-        "Train the members and put them together. Raises `ValueError` if `resume` finds members of another training"
+        "Train the members and put them together. Raises `ResumeError` if `resume` finds members of another training"
         if schedule not in ('linear', 'cosine'): raise ValueError(f"schedule is {schedule!r}; it can be 'linear' or 'cosine'")
         directions = [i % 2 == 1 for i in range(2 * n_pairs)] if directions is None else list(directions)
         seeds = list(range(len(directions))) if seeds is None else list(seeds)
         if not directions or len(seeds) != len(directions): raise ValueError(f'{len(seeds)} seeds for {len(directions)} members')
-        jobs = [_described(dls, bool(b), s, epochs, lr_max, schedule, kwargs) for b, s in zip(directions, seeds)]
+        jobs = [_described(dls, bool(b), s, epochs, lr_max, schedule, kwargs, bf16=bf16, minutes=minutes) for b, s in zip(directions, seeds)]
+        if ngrams: jobs.append(_described(dls, False, len(jobs), 15, None, 'linear', {}, 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
-        n_jobs, n_batches = n_jobs or (torch.get_num_threads() if dls.device.type == 'cpu' else 1), epochs * len(dls.train)
-        with tqdm(total=n_batches * len(jobs), unit=' batches', disable=not progress, initial=n_batches * (len(jobs) - len(todo)), leave=False) as bar:
-            if n_jobs > 1 and len(todo) > 1: _save_data(dls, folder); _side_by_side(folder, list(range(len(jobs))) if not todo else todo, min(n_jobs, len(todo)), str(dls.device), n_batches, bar)
+        n_jobs, n_batches = n_jobs or (torch.get_num_threads() if dls.device.type == 'cpu' else 1), [j['epochs'] * len(dls.train) for j in jobs]
+        with tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:
+            if n_jobs > 1 and len(todo) > 1: _save_data(dls, folder); _side_by_side(folder, todo, min(n_jobs, len(todo)), str(dls.device), n_batches, bar)
             else:
-                for j, i in enumerate(todo): _train_member(dls, folder, i, lambda n, j=j: bar.update(n_batches * (len(jobs) - len(todo) + j) + n - bar.n))
-        made = cls._from_folder(dls, jobs, folder, average)
+                for j, i in enumerate(todo): _train_member(dls, folder, i, lambda n, before=sum(n_batches[k] for k in todo[:j]): bar.update(before + n - bar.n))
+        made = cls._from_folder(dls, jobs, folder, average, progress)
         shutil.rmtree(folder)
         return made
 
     @classmethod
-    def _from_folder(cls, dls, jobs, folder, average):
+    def _from_folder(cls, dls, jobs, folder, average, progress):
         learns = [_member_learner(dls, job) for job in jobs]
         for i, learn in enumerate(learns): learn.model.load_state_dict(load_file(folder/f'{i}.safetensors', device=str(dls.device)))
-        made = cls(learns, average, dls)
-        scores = [json.loads((folder/f'{i}.scores').read_text()) for i in range(len(jobs))]
-        made.reports = pd.DataFrame([dict(direction='backward' if j['backwards'] else 'forward', seed=j['seed']) | s for j, s in zip(jobs, scores)])
+        made = cls(learns, average, dls, progress)
+        found = [json.loads((folder/f'{i}.scores').read_text()) for i in range(len(jobs))]
+        scores, made.curves = [o['scores'] for o in found], [o['curve'] for o in found]
+        made.reports = pd.DataFrame([dict(direction='n-grams' if j['kind'] == 'ngrams' else 'backward' if j['backwards'] else 'forward', seed=j['seed']) | s for j, s in zip(jobs, scores)])
         return made
 
-# %% ../nbs/50_ensemble.ipynb #1a7a6dc6
+# %% ../nbs/50_ensemble.ipynb #f97e9605
 def snapshots(
     learn: TitleLearner, # an untrained learner
     n: int = 3, # cycles, and members
@@ -235,7 +263,7 @@ def snapshots(
     made = Ensemble([learn], average)
     return made._changed(TitleEnsemble(taken, [learn.dls.train.backwards] * n, average))
 
-# %% ../nbs/50_ensemble.ipynb #b6aa86f8
+# %% ../nbs/50_ensemble.ipynb #ca6b6fe0
 class DistillationLoss(CrossEntropyLossFlat):
     "Cross-entropy with the labels, and with a teacher's probabilities where batches carry them"
     def __init__(self,
@@ -260,7 +288,7 @@ class DistillationLoss(CrossEntropyLossFlat):
         labels = F.cross_entropy(inp, targ.clamp(min=0), reduction='none')
         return torch.where(targ < 0, teacher, self.weight * teacher + (1 - self.weight) * labels).mean()
 
-# %% ../nbs/50_ensemble.ipynb #1dfc2bd6
+# %% ../nbs/50_ensemble.ipynb #af99b086
 def _teach(teacher: TitleLearner, ds: TitleDataset, k: int) -> tuple[np.ndarray, np.ndarray]:
     "The teacher's `k` largest probabilities of each title, (n, k) float16, and their categories"
     dl = teacher.dls.valid.new(TitleDataset(ds.titles, ds.vocab), shuffle=False, drop_last=False)
@@ -281,7 +309,7 @@ def _soft_dataset(teacher: TitleLearner, train: TitleDataset, unlabelled, k: int
     both = TitleDataset(titles, train.vocab, targets)
     return TitleDataset(titles, train.vocab, targets, _teach(teacher, both, k))
 
-# %% ../nbs/50_ensemble.ipynb #941e34a0
+# %% ../nbs/50_ensemble.ipynb #9ac6a16f
 def distill(
     teacher: TitleLearner, # a trained ensemble, or any trained learner
     epochs: int = 10, # passes over all titles
@@ -290,6 +318,7 @@ def distill(
     weight: float = .7, # share of the teacher in the loss of labelled titles
     temperature: float = 1., # of both distributions
     k: int = 32, # probabilities of the teacher that are kept of each title
+    bf16: bool = False, # train the student in bfloat16
     progress: bool = True, # show fastai's bar and table
     cbs=None, # callbacks for the fit
     **kwargs # for `bpv_learner`: nh, n_layers, views, cell, drop_mult, backwards
@@ -299,12 +328,13 @@ def distill(
     taught = _soft_dataset(teacher, dls.train_ds, unlabelled, k)
     soft = type(dls)(dls.train.new(taught, shuffle=True), dls.valid, path=dls.path, device=dls.device)
     student = bpv_learner(soft, loss_func=DistillationLoss(weight, temperature), **kwargs)
+    if bf16: student.to_bf16()
     student.f1_calibration.verbose = progress
     with nullcontext() if progress else student.no_bar(), nullcontext() if progress else student.no_logging(): student.fit_linear_cycle(epochs, lr_max, cbs=cbs)
     student.dls = dls.with_backwards(student.dls.train.backwards)
     return student
 
-# %% ../nbs/50_ensemble.ipynb #6e82513f
+# %% ../nbs/50_ensemble.ipynb #9afe5ad6
 def multiply_adds(
     learn: TitleLearner, # a learner over networks of this library
     length: float, # tokens of a title
@@ -312,6 +342,7 @@ def multiply_adds(
     "What it costs to label one title: recurrent layers for each token, and the last layer"
     def of(net):
         c = net.config
+        if 'n_rows' in c: return c['dim'] * (4 * length + c['n_categories'])  # about four n-grams begin at each character
         gates, widths = {'lstm': 4, 'gru': 3}[c['cell']], [c['emb_sz'], *[c['nh']] * c['n_layers']]
         return length * sum(gates * c['nh'] * (w + c['nh']) for w in widths[:-1]) + len(c['views']) * c['nh'] * c['n_categories']
     return float(sum(of(m) for m in (learn.model.members if isinstance(learn.model, TitleEnsemble) else [learn.model])))

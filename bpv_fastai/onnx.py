@@ -67,7 +67,7 @@ def to_onnx(self: Categorizer,
     with whole_file(path/'network.onnx') as f:
         _export(self.ensemble, f); _check(self.ensemble, f, 1e-4)
     names = ['network.onnx']
-    if int8 and any(m.config['cell'] == 'lstm' for m in self.ensemble.members):
+    if int8 and any(m.config.get('cell') == 'lstm' for m in self.ensemble.members):
         with whole_file(path/'network.int8.onnx') as f: _quantize(path/'network.onnx', f)
         names.append('network.int8.onnx')
     found = _as_json(self.describe() | dict(format=FORMAT, files={n: dict(bytes=(path/n).stat().st_size, sha256=_file_checksum(path/n)) for n in names}))

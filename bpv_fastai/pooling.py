@@ -7,6 +7,7 @@ __all__ = ['view_functions', 'check_views', 'pool_views', 'PoolingLinearClassifi
 
 # %% ../nbs/21_pooling.ipynb #187bd127
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,7 @@ class PoolingLinearClassifier(nn.Module):
 # %% ../nbs/21_pooling.ipynb #72ebf896
 class TitleClassifier(nn.Module):
     "Encoder, pooled views and one linear layer: token ids in, logits out (paper, section 4)"
+    autocast = None  # torch.bfloat16 runs the encoder's arithmetic in it, with weights in float32 (see `TitleLearner.to_bf16`)
     def __init__(self,
         vocab_sz: int, # tokens in the character vocabulary
         n_categories: int, # categories
@@ -103,4 +105,5 @@ class TitleClassifier(nn.Module):
     def forward(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
     ) -> Tensor: # (bs, categories) logits
-        return self.head(self.encoder(x))[0]
+        with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext(): states = self.encoder(x)
+        return self.head(states)[0]

@@ -74,7 +74,7 @@ def _identity(learn) -> dict:
     "What must be the same for a fit to be the same"
     dl, opt = learn.dls.train, learn.opt
     ds, valid = dl.dataset, learn.dls.valid.dataset
-    network = f'{learn.model}{getattr(learn.model, "config", "")}'  # with the dropouts
+    network = f'{learn.model}{getattr(learn.model, "config", "")}{getattr(learn.model, "autocast", "")}'  # with the dropouts
     ways = [type(opt).__name__, *[getattr(cb, '__name__', '') for cb in getattr(opt, 'cbs', [])], type(learn.loss_func).__name__]
     hypers = {k: float(np.max(v)) for k, v in opt.hypers[-1].items() if isinstance(v, (int, float, np.number))}
     schedules = {k: [float(np.max(f(p))) for p in (0, .2, .45, .7, 1)] for cb in learn.cbs for k, f in getattr(cb, 'scheds', {}).items()}

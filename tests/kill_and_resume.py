@@ -63,7 +63,7 @@ def command(name: str, *args):
 
 def training(folder: Path, n: int, rng: random.Random) -> int:
     "How many of `n` killed trainings end with the weights of the one that was left alone"
-    options = dict(epochs=3, nh=12, bs=32, minutes=.0005, threads=1)
+    options = dict(epochs=2, nh=12, bs=32, minutes=.0005, threads=1)
     def run(out): return lambda: bpv_train('catalog.csv', str(folder/out), nolinear=True, **options)
     def go_on(out): command('bpv_train', 'catalog.csv', '--out', folder/out, '--nolinear', *(a for k, v in options.items() for a in (f'--{k}', v)))
     seconds, same, begun = finish(run('forked')), 0, 0
@@ -73,7 +73,7 @@ def training(folder: Path, n: int, rng: random.Random) -> int:
         after, killed = rng.uniform(.02, .95) * seconds, 0
         while kill(run(f'killed{i}'), after):
             killed += 1; after = rng.uniform(.3, 1.2) * seconds  # some are killed again while they go on
-            begun += (folder/f'killed{i}'/'training.checkpoint').exists()
+            begun += any((folder/f'killed{i}'/'models'/'ensemble').glob('*.checkpoint'))
             if killed == 2: break
         if killed: go_on(f'killed{i}')
         equal = (folder/f'killed{i}'/'weights.safetensors').read_bytes() == wanted

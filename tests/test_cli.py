@@ -39,7 +39,7 @@ def test_readme_train_evaluate_predict(tmp_path):
     assert {'rows', 'categories', 'precision', 'recall', 'f1', 'decided_f1', 'linear_f1', 'train_seconds', 'titles_per_second', 'versions'} <= set(report)
     assert report['rows'] == 1_200 and report['source'] == 'catalog.tsv'
     assert {p.name for p in (tmp_path/'model'/'evaluation').iterdir()} == {'by_category.csv', 'mistakes.csv', 'confidence.png'}
-    assert not list((tmp_path/'model').glob('*.checkpoint'))
+    assert not (tmp_path/'model'/'models').exists()
 
 
 def test_demo_on_a_catalog_of_ones_own(tmp_path):

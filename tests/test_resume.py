@@ -27,16 +27,16 @@ def test_an_interrupted_training_leaves_a_checkpoint_and_goes_on(tmp_path):
     synthetic_catalog(3_000, 8).to_csv(tmp_path/'c.csv', index=False)
     command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '30', '--nh', '24', '--bs', '16', '--nolinear']
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while 'training a network' not in process.stdout.readline(): assert process.poll() is None
-    time.sleep(3)
+    while 'training forward' not in process.stdout.readline(): assert process.poll() is None
+    time.sleep(12)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and 'Traceback' not in said and 'the same command goes on' in said
-    assert (tmp_path/'model'/'training.checkpoint').exists() and not (tmp_path/'model'/'categorizer.json').exists()
+    assert list((tmp_path/'model'/'models'/'ensemble').glob('*.checkpoint')) and not (tmp_path/'model'/'categorizer.json').exists()
     other = subprocess.run([*command[:3], '1', *command[4:]], cwd=tmp_path, capture_output=True, text=True)
-    assert other.returncode == 1 and 'is of another fit (epochs 30 there, 1 here' in other.stderr
+    assert other.returncode == 1 and 'holds members of another training' in other.stderr and '--fresh' in other.stderr
     fresh = subprocess.run([*command[:3], '1', *command[4:], '--fresh'], cwd=tmp_path, capture_output=True, text=True)
-    assert fresh.returncode == 0 and 'going on from' not in fresh.stdout and (tmp_path/'model'/'categorizer.json').exists()
+    assert fresh.returncode == 0 and (tmp_path/'model'/'categorizer.json').exists()
 
 
 def learner(tmp_path, seed=0, **kwargs):
