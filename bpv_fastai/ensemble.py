@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .callbacks import F1Calibration, WeightedF1, WeightedPrecision, WeightedRecall, best_preds
+from .callbacks import F1Calibration, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall, best_preds
 from .dataloaders import TitleDataLoaders, TitleDataset
 from .files import whole_file
 from .learner import TitleLearner, bpv_learner, ngram_learner
@@ -61,13 +61,29 @@ class _Counts(Callback):
         if self.training and (time.monotonic() - self.last > .5 or self.iter == self.n_iter - 1):
             self.told(self.epoch * self.n_iter + self.iter + 1); self.last = time.monotonic()
 
+def _fit_member(learn: TitleLearner, job: dict, lr: float, cbs: list):
+    with learn.no_bar(), learn.no_logging():
+        fit = dict(linear=learn.fit_linear_cycle, cosine=learn.fit_one_cycle, falling=partial(learn.fit_flat_cos, pct_start=0.))[job['schedule']]
+        fit(job['epochs'], lr, cbs=cbs)
+
+def _ngram_epochs(n_batches: int) -> int:
+    "Epochs for a bag of n-grams: some 3,500 batches, which a small catalog needs too"
+    return int(np.clip(3_500 // max(1, n_batches), 15, 60))
+
 def _train_member(dls: TitleDataLoaders, folder: Path, i: int, told) -> None:
     "Train member `i` as its description says, and leave its weights and scores"
-    job = json.loads((folder/f'{i}.json').read_text())
-    learn, checkpoints = _member_learner(dls, job), Checkpoints(folder/f'{i}.checkpoint', job['minutes'], verbose=False)
-    with learn.no_bar(), learn.no_logging():
-        fit = learn.fit_linear_cycle if job['schedule'] == 'linear' else learn.fit_one_cycle
-        fit(job['epochs'], job['lr_max'], cbs=[checkpoints, _Counts(told)])
+    job, lr, checkpoints = json.loads((folder/f'{i}.json').read_text()), None, None
+    while True:
+        learn = _member_learner(dls, job)
+        lr = lr or job['lr_max'] or learn.lr
+        checkpoints = Checkpoints(folder/f'{i}.checkpoint', job['minutes'], verbose=False)
+        try: _fit_member(learn, job, lr, [checkpoints, _Counts(told)]); break
+        except TrainingDiverged:  # a bag of n-grams does best at a rate just below that, and takes seconds
+            if job['kind'] != 'ngrams' or lr < .1: raise
+            lr /= 2
+        except ResumeError:  # of a rate that was tried before it was killed
+            if job['kind'] != 'ngrams': raise
+            (folder/f'{i}.checkpoint').unlink()
     recorder, scores = learn.recorder, {}
     if recorder.values: scores = dict(zip(recorder.metric_names[1:], map(float, recorder.values[-1])))
     step = max(1, len(recorder.losses) // 300)
@@ -200,7 +216,20 @@ def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path,
     return folder, [i for i in range(len(jobs)) if not (folder/f'{i}.safetensors').exists()]
 
 # %% ../nbs/50_ensemble.ipynb #087ae4ca
-class Ensemble(_Changes):
+class _FromFolder(_Changes):
+    "Members from where they were trained"
+    @classmethod
+    def _from_folder(cls, dls, jobs, folder, average, progress):
+        learns = [_member_learner(dls, job) for job in jobs]
+        for i, learn in enumerate(learns): learn.model.load_state_dict(load_file(folder/f'{i}.safetensors', device=str(dls.device)))
+        made = cls(learns, average, dls, progress)
+        found = [json.loads((folder/f'{i}.scores').read_text()) for i in range(len(jobs))]
+        scores, made.curves = [o['scores'] for o in found], [o['curve'] for o in found]
+        made.reports = pd.DataFrame([dict(direction='n-grams' if j['kind'] == 'ngrams' else 'backward' if j['backwards'] else 'forward', seed=j['seed']) | s for j, s in zip(jobs, scores)])
+        return made
+
+# %% ../nbs/50_ensemble.ipynb #404eb4a4
+class Ensemble(_FromFolder):
     "Trained networks, forward and backward, as one learner (paper, section 4.4)"
     @classmethod
     def train(cls,
@@ -226,7 +255,7 @@ class Ensemble(_Changes):
         seeds = list(range(len(directions))) if seeds is None else list(seeds)
         if not directions or len(seeds) != len(directions): raise ValueError(f'{len(seeds)} seeds for {len(directions)} members')
         jobs = [_described(dls, bool(b), s, epochs, lr_max, schedule, kwargs, bf16=bf16, minutes=minutes) for b, s in zip(directions, seeds)]
-        if ngrams: jobs.append(_described(dls, False, len(jobs), 15, None, 'linear', {}, 'ngrams', minutes=minutes))
+        if ngrams: jobs.append(_described(dls, False, len(jobs), _ngram_epochs(len(dls.train)), None, 'falling', {}, 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
         n_jobs, n_batches = n_jobs or (torch.get_num_threads() if dls.device.type == 'cpu' else 1), [j['epochs'] * len(dls.train) for j in jobs]
         with tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:
@@ -237,17 +266,7 @@ class Ensemble(_Changes):
         shutil.rmtree(folder)
         return made
 
-    @classmethod
-    def _from_folder(cls, dls, jobs, folder, average, progress):
-        learns = [_member_learner(dls, job) for job in jobs]
-        for i, learn in enumerate(learns): learn.model.load_state_dict(load_file(folder/f'{i}.safetensors', device=str(dls.device)))
-        made = cls(learns, average, dls, progress)
-        found = [json.loads((folder/f'{i}.scores').read_text()) for i in range(len(jobs))]
-        scores, made.curves = [o['scores'] for o in found], [o['curve'] for o in found]
-        made.reports = pd.DataFrame([dict(direction='n-grams' if j['kind'] == 'ngrams' else 'backward' if j['backwards'] else 'forward', seed=j['seed']) | s for j, s in zip(jobs, scores)])
-        return made
-
-# %% ../nbs/50_ensemble.ipynb #f97e9605
+# %% ../nbs/50_ensemble.ipynb #1dfc2bd6
 def snapshots(
     learn: TitleLearner, # an untrained learner
     n: int = 3, # cycles, and members
@@ -263,7 +282,7 @@ def snapshots(
     made = Ensemble([learn], average)
     return made._changed(TitleEnsemble(taken, [learn.dls.train.backwards] * n, average))
 
-# %% ../nbs/50_ensemble.ipynb #ca6b6fe0
+# %% ../nbs/50_ensemble.ipynb #6e82513f
 class DistillationLoss(CrossEntropyLossFlat):
     "Cross-entropy with the labels, and with a teacher's probabilities where batches carry them"
     def __init__(self,
@@ -288,7 +307,7 @@ class DistillationLoss(CrossEntropyLossFlat):
         labels = F.cross_entropy(inp, targ.clamp(min=0), reduction='none')
         return torch.where(targ < 0, teacher, self.weight * teacher + (1 - self.weight) * labels).mean()
 
-# %% ../nbs/50_ensemble.ipynb #af99b086
+# %% ../nbs/50_ensemble.ipynb #9ac6a16f
 def _teach(teacher: TitleLearner, ds: TitleDataset, k: int) -> tuple[np.ndarray, np.ndarray]:
     "The teacher's `k` largest probabilities of each title, (n, k) float16, and their categories"
     dl = teacher.dls.valid.new(TitleDataset(ds.titles, ds.vocab), shuffle=False, drop_last=False)
@@ -309,7 +328,7 @@ def _soft_dataset(teacher: TitleLearner, train: TitleDataset, unlabelled, k: int
     both = TitleDataset(titles, train.vocab, targets)
     return TitleDataset(titles, train.vocab, targets, _teach(teacher, both, k))
 
-# %% ../nbs/50_ensemble.ipynb #9ac6a16f
+# %% ../nbs/50_ensemble.ipynb #31b4d162
 def distill(
     teacher: TitleLearner, # a trained ensemble, or any trained learner
     epochs: int = 10, # passes over all titles
@@ -334,7 +353,7 @@ def distill(
     student.dls = dls.with_backwards(student.dls.train.backwards)
     return student
 
-# %% ../nbs/50_ensemble.ipynb #9afe5ad6
+# %% ../nbs/50_ensemble.ipynb #5de738d2
 def multiply_adds(
     learn: TitleLearner, # a learner over networks of this library
     length: float, # tokens of a title

@@ -117,8 +117,8 @@ class _Decides(_Pictures):
         return df
 
 # %% ../nbs/43_learner.ipynb #b3167334
-class TitleLearner(_Decides):
-    "fastai's `Learner` for titles, with the paper's linear cycle, its sweeps, and fits that go on when they were killed"
+class _Fits(_Decides):
+    "Fits that go on when they were killed, and their precision"
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, resume=False):
         "fastai's `fit`; `resume=True` keeps checkpoints and continues from one. Raises `TrainingDiverged` when the loss has left all bounds, `ResumeError` for a checkpoint of another fit"
         if not len(self.dls.train): raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
@@ -144,6 +144,9 @@ class TitleLearner(_Decides):
         self.model.autocast = None
         return Learner.to_fp32(self) if hasattr(self, 'mixed_precision') else self
 
+# %% ../nbs/43_learner.ipynb #dc49a9ff
+class TitleLearner(_Fits):
+    "fastai's `Learner` for titles, with the paper's linear cycle, its sweeps, and fits that go on when they were killed"
     @delegates(Learner.fit_one_cycle)
     def fit_one_cycle(self, n_epoch, lr_max=None, cbs=None, resume=False, **kwargs):
         "fastai's cosine 1cycle; `resume=True` keeps checkpoints and continues from one"
@@ -174,13 +177,13 @@ class TitleLearner(_Decides):
         cycle = linear_cycle(lr_max, div, div_final, pct_up, self.moms if moms is None else moms)
         self.fit(n_epoch, cbs=[ParamScheduler(cycle), *L(cbs)], reset_opt=reset_opt, wd=wd, start_epoch=start_epoch, resume=resume)
 
-# %% ../nbs/43_learner.ipynb #fafb1145
+# %% ../nbs/43_learner.ipynb #7f6c18d7
 def _title_learner(dls, model, **kwargs) -> TitleLearner:
     "A learner with our scores and callbacks"
     if kwargs.get('metrics') is None: kwargs['metrics'] = [accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()]
     return TitleLearner(dls, model.to(dls.device), **kwargs | dict(cbs=[StopAtDivergence(), F1Calibration(), *L(kwargs.get('cbs'))]))
 
-# %% ../nbs/43_learner.ipynb #7f6c18d7
+# %% ../nbs/43_learner.ipynb #851415cb
 def bpv_learner(
     dls: TitleDataLoaders, # titles and categories
     nh: int = 512, # width of a recurrent layer; 128 for a CPU
@@ -205,7 +208,7 @@ def bpv_learner(
     model = TitleClassifier(len(dls.char_vocab), dls.c, nh, n_layers, emb_sz, views, cell, drop_mult=drop_mult)
     return _title_learner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, moms=moms, metrics=metrics, cbs=cbs, path=path, model_dir=model_dir)
 
-# %% ../nbs/43_learner.ipynb #851415cb
+# %% ../nbs/43_learner.ipynb #059545ca
 def ngram_learner(
     dls: TitleDataLoaders, # titles and categories
     n_rows: int = 2**18, # rows of the table of hashed n-grams
@@ -214,7 +217,7 @@ def ngram_learner(
     metrics=None, # accuracy and weighted precision, recall and F1 if None
     cbs=None, # further callbacks
     path: str | Path | None = None, # where models are saved; the `path` of `dls` if None
-) -> TitleLearner: # `fit_linear_cycle(15)` is a good fit
+) -> TitleLearner: # `fit_flat_cos(15, pct_start=0)`, a rate that only falls, is a good fit
     "A `Learner` with a bag of hashed n-grams: trains in seconds, and is a member for an `Ensemble` (see `ngrams`)"
     model = NgramBag(len(dls.char_vocab), dls.c, letters(dls.char_vocab.chars), n_rows, dim)
     return _title_learner(dls, model, opt_func=partial(SGD, mom=0.), lr=100 * dls.train.bs / 128 if lr is None else lr, wd=0., metrics=metrics, cbs=cbs, path=path)

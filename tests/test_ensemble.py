@@ -53,7 +53,7 @@ def test_a_stopped_training_keeps_what_is_done(dls, monkeypatch):
     alone = train(dls)
     monkeypatch.setattr(module, '_train_member', stops)
     with pytest.raises(KeyboardInterrupt): train(dls, resume=True)
-    with pytest.raises(ValueError, match='members of another training'): train(dls, resume=True, nh=12)
+    with pytest.raises(ResumeError, match='members of another training'): train(dls, resume=True, nh=12)
     again = train(dls, resume=True)
     assert calls == [0, 1, 1] and not (dls.path/'models'/'ensemble').exists()
     assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), again.model.parameters()))
@@ -77,3 +77,44 @@ def test_a_student_reads_unlabelled_titles_and_keeps_the_loaders(dls):
             student = distill(pair, 1, unlabelled=['no label'] * 50, nh=8, n_layers=1, backwards=backwards, k=3)
         assert len(student.dls.train_ds) == len(dls.train_ds) and student.dls.train.backwards == backwards
         assert student.predict('some title')[0] in dls.vocab
+
+
+@given(st.lists(st.text(alphabet='aAbBéß1 -_&日', max_size=14), min_size=1, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_ngrams_against_slicing_strings(titles):
+    "The n-grams of a batch are those of each title alone, as many as slicing its words gives"
+    vocab = CharVocab('aAbBéß1 -_&日')
+    fold = torch.tensor(letters(vocab.chars))
+    encoded = encode_titles(titles, vocab)
+    parts = [torch.as_tensor(a) for a in (encoded.buffer, encoded.offsets[:-1], encoded.lengths)]
+    rows = ngram_rows(fold[gather_titles(*parts, int(encoded.lengths.max()))], 2**24)
+    for i, title in enumerate(titles):
+        words = ''.join(c.lower() if c.isalnum() else ' ' for c in title).split()
+        edged = [f'<{w}>' for w in words]
+        pieces = [w[j:j + n] for n in (3, 4, 5) for w in edged for j in range(len(w) - n + 1)]
+        expected = pieces + words + list(zip(words, words[1:]))
+        mine = rows[i][rows[i] > 0]
+        assert len(mine) == len(expected)
+        assert len(set(mine.tolist())) == len({('piece', p) for p in pieces} | set(words) | set(zip(words, words[1:])))
+
+
+def test_a_bag_of_ngrams_is_a_member_like_any_other(dls, tmp_path):
+    from bpv_fastai.categorizer import _config, _network
+    three = train(dls, ngrams=True)
+    assert three.reports['direction'].tolist() == ['forward', 'backward', 'n-grams'] and three.plot_training()[0].lines
+    titles = [dls.valid_ds[i][0] for i in range(100)] + ['', 'a', '!!!']
+    cat = Categorizer.from_learner(three)
+    again = Categorizer.load(cat.save(tmp_path/'three'))
+    a, b = (c.predict(titles, top_k=3, precision='fp32') for c in (cat, again))
+    assert a.equals(b) and len(a) == 103
+    config = _config(again.ensemble.members[2], False)
+    for change in (dict(n_rows=1000), dict(n_rows=2**40), dict(dim=0), dict(fold=[1]), dict(fold=[-1] * len(cat.char_vocab)), dict(fold=[2**40] * len(cat.char_vocab)), dict(char_sizes=[10**9]), dict(word_sizes=[0]), dict(char_sizes='345'), dict(vocab_sz=3)):
+        with pytest.raises(CategorizerError): _network(config | change, len(cat.char_vocab), len(cat.vocab))
+
+
+def test_bfloat16_members(dls):
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        pair = train(dls, bf16=True)
+    assert {p.dtype for p in pair.model.parameters()} == {torch.float32} and np.isfinite(pair.reports['valid_loss']).all()
