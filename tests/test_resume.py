@@ -25,10 +25,10 @@ def test_killed_and_gone_on_with():
 
 def test_an_interrupted_training_leaves_a_checkpoint_and_goes_on(tmp_path):
     synthetic_catalog(3_000, 8).to_csv(tmp_path/'c.csv', index=False)
-    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '30', '--nh', '24', '--bs', '16', '--nolinear']
+    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '30', '--nh', '24', '--bs', '16', '--nolinear', '--plain']
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while 'training forward' not in process.stdout.readline(): assert process.poll() is None
-    time.sleep(12)
+    time.sleep(10)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and 'Traceback' not in said and 'the same command goes on' in said
