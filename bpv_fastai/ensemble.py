@@ -61,6 +61,7 @@ class _Counts(Callback):
         if self.training and (time.monotonic() - self.last > .5 or self.iter == self.n_iter - 1):
             self.told(self.epoch * self.n_iter + self.iter + 1); self.last = time.monotonic()
 
+# %% ../nbs/50_ensemble.ipynb #7e0ecf2f
 def _fit_member(learn: TitleLearner, job: dict, lr: float, cbs: list):
     with learn.no_bar(), learn.no_logging():
         fit = dict(linear=learn.fit_linear_cycle, cosine=learn.fit_one_cycle, falling=partial(learn.fit_flat_cos, pct_start=0.))[job['schedule']]
@@ -91,7 +92,7 @@ def _train_member(dls: TitleDataLoaders, folder: Path, i: int, told) -> None:
     with whole_file(folder/f'{i}.scores') as f: f.write_text(json.dumps(dict(scores=scores | dict(seconds=checkpoints.seconds), curve=curve)))
     with whole_file(folder/f'{i}.safetensors') as f: save_file({n: t.cpu().contiguous() for n, t in learn.model.state_dict().items()}, f)
 
-# %% ../nbs/50_ensemble.ipynb #f8d90b60
+# %% ../nbs/50_ensemble.ipynb #2b3cfbf0
 def _save_data(dls: TitleDataLoaders, folder: Path):
     "What a process of its own needs to have the same loaders"
     for name, ds in dict(train=dls.train_ds, valid=dls.valid_ds).items():
@@ -118,7 +119,7 @@ def _start(folder: Path, i: int, device: str, threads: int) -> subprocess.Popen:
     try: return subprocess.Popen([sys.executable, '-c', code], env=os.environ | dict(OMP_NUM_THREADS=str(threads)), stdout=subprocess.DEVNULL, stderr=errors)
     finally: errors.close()
 
-# %% ../nbs/50_ensemble.ipynb #2b3cfbf0
+# %% ../nbs/50_ensemble.ipynb #cb820e32
 def _batches_done(folder: Path, i: int, all_of_them: int) -> int:
     if (folder/f'{i}.safetensors').exists(): return all_of_them
     return int((folder/f'{i}.batches').read_text()) if (folder/f'{i}.batches').exists() else 0
@@ -139,7 +140,7 @@ def _side_by_side(folder: Path, todo: list, n_jobs: int, device: str, n_batches:
         for process in running.values(): process.terminate()  # a member in training answers with a checkpoint
         for process in running.values(): process.wait()
 
-# %% ../nbs/50_ensemble.ipynb #4ae55551
+# %% ../nbs/50_ensemble.ipynb #a3772799
 def _same_vocabularies(learns: Sequence[TitleLearner]):
     "Raise `ValueError` for members that do not know the same characters and categories in the same order"
     first = learns[0].dls
@@ -147,7 +148,7 @@ def _same_vocabularies(learns: Sequence[TitleLearner]):
         for what, mine, theirs in (('categories', learn.dls.vocab, first.vocab), ('characters', learn.dls.char_vocab, first.char_vocab)):
             if mine != theirs: raise ValueError(f'member {i} was trained on other {what} than member 0 ({len(mine):,} and {len(theirs):,}): train it on loaders with vocab=dls.vocab, char_vocab=dls.char_vocab')
 
-# %% ../nbs/50_ensemble.ipynb #a3772799
+# %% ../nbs/50_ensemble.ipynb #97224212
 class _Members(TitleLearner):
     "A learner whose model is a `TitleEnsemble`"
     def __init__(self,
@@ -171,7 +172,7 @@ class _Members(TitleLearner):
         if len(self.dls.valid_ds) >= 20: self.f1_calibration.calibrate()
         return self
 
-# %% ../nbs/50_ensemble.ipynb #97224212
+# %% ../nbs/50_ensemble.ipynb #f343a8a0
 class _Changes(_Members):
     "Members come and go; they are not trained here"
     def fit(self, *args, **kwargs): raise TypeError('the members of an ensemble are trained one by one: Ensemble.train, or learners of their own')
@@ -204,7 +205,7 @@ class _Changes(_Members):
         keep = [j for j in range(len(self.model.members)) if j != i]
         return self._changed(TitleEnsemble([self.model.members[j] for j in keep], [self.model.backwards[j] for j in keep], self.model.average))
 
-# %% ../nbs/50_ensemble.ipynb #f343a8a0
+# %% ../nbs/50_ensemble.ipynb #087ae4ca
 def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path, list]:
     "Where members go, and which of them are not there yet"
     folder = Path(dls.path)/'models'/'ensemble' if resume else Path(tempfile.mkdtemp())
@@ -215,7 +216,7 @@ def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path,
         with whole_file(note) as f: f.write_text(json.dumps(job))
     return folder, [i for i in range(len(jobs)) if not (folder/f'{i}.safetensors').exists()]
 
-# %% ../nbs/50_ensemble.ipynb #087ae4ca
+# %% ../nbs/50_ensemble.ipynb #404eb4a4
 class _FromFolder(_Changes):
     "Members from where they were trained"
     @classmethod
@@ -228,7 +229,7 @@ class _FromFolder(_Changes):
         made.reports = pd.DataFrame([dict(direction='n-grams' if j['kind'] == 'ngrams' else 'backward' if j['backwards'] else 'forward', seed=j['seed']) | s for j, s in zip(jobs, scores)])
         return made
 
-# %% ../nbs/50_ensemble.ipynb #404eb4a4
+# %% ../nbs/50_ensemble.ipynb #69a4c56a
 class Ensemble(_FromFolder):
     "Trained networks, forward and backward, as one learner (paper, section 4.4)"
     @classmethod
@@ -266,7 +267,7 @@ class Ensemble(_FromFolder):
         shutil.rmtree(folder)
         return made
 
-# %% ../nbs/50_ensemble.ipynb #1dfc2bd6
+# %% ../nbs/50_ensemble.ipynb #941e34a0
 def snapshots(
     learn: TitleLearner, # an untrained learner
     n: int = 3, # cycles, and members
@@ -282,7 +283,7 @@ def snapshots(
     made = Ensemble([learn], average)
     return made._changed(TitleEnsemble(taken, [learn.dls.train.backwards] * n, average))
 
-# %% ../nbs/50_ensemble.ipynb #6e82513f
+# %% ../nbs/50_ensemble.ipynb #af99b086
 class DistillationLoss(CrossEntropyLossFlat):
     "Cross-entropy with the labels, and with a teacher's probabilities where batches carry them"
     def __init__(self,
@@ -307,7 +308,7 @@ class DistillationLoss(CrossEntropyLossFlat):
         labels = F.cross_entropy(inp, targ.clamp(min=0), reduction='none')
         return torch.where(targ < 0, teacher, self.weight * teacher + (1 - self.weight) * labels).mean()
 
-# %% ../nbs/50_ensemble.ipynb #9ac6a16f
+# %% ../nbs/50_ensemble.ipynb #31b4d162
 def _teach(teacher: TitleLearner, ds: TitleDataset, k: int) -> tuple[np.ndarray, np.ndarray]:
     "The teacher's `k` largest probabilities of each title, (n, k) float16, and their categories"
     dl = teacher.dls.valid.new(TitleDataset(ds.titles, ds.vocab), shuffle=False, drop_last=False)
@@ -328,7 +329,7 @@ def _soft_dataset(teacher: TitleLearner, train: TitleDataset, unlabelled, k: int
     both = TitleDataset(titles, train.vocab, targets)
     return TitleDataset(titles, train.vocab, targets, _teach(teacher, both, k))
 
-# %% ../nbs/50_ensemble.ipynb #31b4d162
+# %% ../nbs/50_ensemble.ipynb #9afe5ad6
 def distill(
     teacher: TitleLearner, # a trained ensemble, or any trained learner
     epochs: int = 10, # passes over all titles
@@ -353,7 +354,7 @@ def distill(
     student.dls = dls.with_backwards(student.dls.train.backwards)
     return student
 
-# %% ../nbs/50_ensemble.ipynb #5de738d2
+# %% ../nbs/50_ensemble.ipynb #91f69bb6
 def multiply_adds(
     learn: TitleLearner, # a learner over networks of this library
     length: float, # tokens of a title

@@ -59,7 +59,8 @@ def ngram_rows(
     word_sizes: Sequence[int] = (1, 2), # words in a row
 ) -> Tensor: # (bs, m) int64 rows, 0 where there is no n-gram
     "The table rows of all n-grams of each title"
-    found = [_pieces(f, n) for n in char_sizes if n <= f.shape[1]]
+    f = nn.functional.pad(f, (0, max([0, *char_sizes])))  # so that the shortest batch has room for the longest piece
+    found = [_pieces(f, n) for n in char_sizes]
     words, there = _words(f)
     most = max(1, int(there.sum(1).max())) if not torch.jit.is_tracing() else words.shape[1]
     words, there = words[:, :most], there[:, :most]
@@ -90,9 +91,9 @@ class NgramBag(nn.Module):
         self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, fold=list(fold), n_rows=n_rows, dim=dim, char_sizes=tuple(char_sizes), word_sizes=tuple(word_sizes))
         self.register_buffer('fold', torch.tensor(fold, dtype=torch.int64), persistent=False)
         self.input_p, self.drop = input_p, nn.Dropout(output_p)
-        self.table, self.linear = nn.Embedding(n_rows, dim, padding_idx=0, sparse=True), nn.Linear(dim, n_categories)
-        nn.init.uniform_(self.table.weight, -1 / dim, 1 / dim); nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
-        with torch.no_grad(): self.table.weight[0] = 0
+        self.embedding, self.linear = nn.Embedding(n_rows, dim, padding_idx=0, sparse=True), nn.Linear(dim, n_categories)
+        nn.init.uniform_(self.embedding.weight, -1 / dim, 1 / dim); nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
+        with torch.no_grad(): self.embedding.weight[0] = 0
 
     def forward(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
@@ -102,7 +103,7 @@ class NgramBag(nn.Module):
         there = rows > 0
         if self.training and self.input_p: there = there & (torch.rand(rows.shape, device=rows.device) >= self.input_p)
         sizes = there.sum(1)
-        if torch.jit.is_tracing(): total = self.table(rows).sum(1)
+        if torch.jit.is_tracing(): total = (self.embedding(rows) * there[..., None]).sum(1)
         else:  # only what there is, one title after the other: no padding is looked up
-            total = nn.functional.embedding_bag(rows[there], self.table.weight, sizes.cumsum(0) - sizes, mode='sum', sparse=self.training)
+            total = nn.functional.embedding_bag(rows[there], self.embedding.weight, sizes.cumsum(0) - sizes, mode='sum', sparse=self.training)
         return self.linear(self.drop(total / sizes[:, None].clamp(min=1)))
