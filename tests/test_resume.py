@@ -25,14 +25,15 @@ def test_killed_and_gone_on_with():
 
 def test_an_interrupted_training_leaves_a_checkpoint_and_goes_on(tmp_path):
     synthetic_catalog(3_000, 8).to_csv(tmp_path/'c.csv', index=False)
-    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '30', '--nh', '24', '--bs', '16', '--nolinear', '--plain']
+    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '30', '--nh', '24', '--bs', '16', '--nolinear', '--plain', '--threads', '2']
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while 'training forward' not in process.stdout.readline(): assert process.poll() is None
-    time.sleep(10)
+    members = tmp_path/'model'/'models'/'ensemble'
+    while len(list(members.glob('*.batches'))) < 2: time.sleep(.1); assert process.poll() is None  # until both are at work
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and 'Traceback' not in said and 'the same command goes on' in said
-    assert list((tmp_path/'model'/'models'/'ensemble').glob('*.checkpoint')) and not (tmp_path/'model'/'categorizer.json').exists()
+    assert list(members.glob('*.checkpoint')) and not (tmp_path/'model'/'categorizer.json').exists()
     other = subprocess.run([*command[:3], '1', *command[4:]], cwd=tmp_path, capture_output=True, text=True)
     assert other.returncode == 1 and 'holds members of another training' in other.stderr and '--fresh' in other.stderr
     fresh = subprocess.run([*command[:3], '1', *command[4:], '--fresh'], cwd=tmp_path, capture_output=True, text=True)
