@@ -258,6 +258,8 @@ def test_hostile_descriptions(copy):
 
 
 def test_an_onnx_folder_inside_the_models_own_and_a_graph_that_is_none(copy):
+    pytest.importorskip('onnxruntime', reason='the extra onnx')
+    pytest.importorskip('onnx', reason='the extra onnx')
     from bpv_fastai.onnx import OnnxCategorizer
     cat = Categorizer.load(copy)
     cat.to_onnx(copy)
