@@ -12,8 +12,7 @@ import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 
 # %% ../nbs/54_cli.ipynb #ede7e120
-import json, platform, shutil, sys, time
-from importlib.metadata import version
+import json, shutil, sys, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,21 +24,16 @@ from fastcore.script import call_parse
 from .baseline import linear_baseline
 from .callbacks import best_preds
 from .catalog import catalog_report, plot_category_counts, plot_title_lengths, read_catalog, split_catalog, usda_foods
-from .categorizer import Categorizer
+from .categorizer import Categorizer, _versions
 from .dataloaders import TitleDataLoaders
 from .ensemble import Ensemble
 from .files import whole_file
 from .label import _column, _few_threads, one_line_errors
 from .learner import TitleLearner
-from .members import has_native_bf16
+from .members import means_bf16
 from .metrics import CategoryCounts
 
 # %% ../nbs/54_cli.ipynb #bb2f73f1
-def _versions() -> dict:
-    "Of Python and of the libraries that figures depend on"
-    return dict(python=platform.python_version()) | {name: version(name) for name in ('bpv_fastai', 'torch', 'fastai', 'fastcore', 'numpy', 'pandas', 'scikit-learn')}
-
-# %% ../nbs/54_cli.ipynb #84faf838
 def _save_plots(df: pd.DataFrame, learn: TitleLearner, out: Path) -> list:
     "What was trained on, and how it went, as PNG files"
     fig, axs = plt.subplots(2, 2, figsize=(9, 5.2), layout='constrained')
@@ -48,7 +42,7 @@ def _save_plots(df: pd.DataFrame, learn: TitleLearner, out: Path) -> list:
     plt.close(fig)
     return [out/'training.png']
 
-# %% ../nbs/54_cli.ipynb #9df8a754
+# %% ../nbs/54_cli.ipynb #4f0b7200
 def top_categories(
     learn: TitleLearner, # a trained learner
     titles: list, # titles to label
@@ -66,7 +60,7 @@ def _show_table(rows: list, header: list) -> str:
     widths = [max(len(r[i]) for r in cells) for i in range(len(header))]
     return '\n'.join('  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in cells)
 
-# %% ../nbs/54_cli.ipynb #481a8329
+# %% ../nbs/54_cli.ipynb #9df8a754
 def _demo_catalog(catalog: str, title: str, category: str, rows: int, seed: int) -> pd.DataFrame:
     "At most `rows` titles at random, each title once: USDA foods, or a file"
     df = read_catalog(catalog, _column(title), _column(category), on_bad='drop') if catalog else usda_foods()
@@ -90,14 +84,14 @@ def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float]:
     "Trained networks, and the seconds they took"
     dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=o['bs'], val_bs=256, seed=o['seed'], max_len=o['max_len'], verbose=False)
     if o['fresh']: shutil.rmtree(out/'models'/'ensemble', ignore_errors=True)
-    half, directions, start = o['precision'] == 'bf16' or o['precision'] == 'auto' and has_native_bf16(dls.device), [False, True] * o['pairs'] or [False], time.perf_counter()
+    half, directions, start = means_bf16(o['precision'], dls.device), [False, True] * o['pairs'] or [False], time.perf_counter()
     print(f"training {', '.join(['backward' if b else 'forward' for b in directions] + ['n-grams'] * o['ngrams'])} on {dls.device}: recurrent networks {o['nh']} wide for {o['epochs']} epochs in {'bf16' if half else 'fp32'}", flush=True)
     learn = Ensemble.train(dls, directions=directions, epochs=o['epochs'], lr_max=o['lr'], seeds=[o['seed'] + i for i in range(len(directions))], ngrams=o['ngrams'], bf16=half, minutes=o['minutes'],
                            resume=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, nh=o['nh'])
     if (out/'models').exists() and not list((out/'models').iterdir()): (out/'models').rmdir()
     return learn, time.perf_counter() - start
 
-# %% ../nbs/54_cli.ipynb #95729601
+# %% ../nbs/54_cli.ipynb #08f2b16f
 def _judge(df: pd.DataFrame, learn: TitleLearner, linear: bool = True) -> dict:
     "Scores of the network and of the linear model on the same validation titles"
     train, valid, vocab, names = df[~df.is_valid], df[df.is_valid], learn.dls.vocab, ('precision', 'recall', 'f1')
@@ -118,7 +112,7 @@ def _result_table(report: dict) -> str:
     if 'linear_f1' in report: rows.append(['linear SVM, TF-IDF', report['linear_precision'], report['linear_recall'], report['linear_f1'], f"{report['linear_seconds']:.0f}"])
     return _show_table(rows, ['', 'precision', 'recall', 'weighted F1', 'seconds'])
 
-# %% ../nbs/54_cli.ipynb #4e092a92
+# %% ../nbs/54_cli.ipynb #35338fa2
 def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.DataFrame]:
     "Train, save and judge; gives the report that it writes"
     out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +120,7 @@ def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.D
     learn, seconds = _train(df, o, out)
     plots = _save_plots(df, learn, out)
     report = dict(train_seconds=seconds, titles_per_second=len(learn.dls.train_ds) * o['epochs'] * max(1, 2 * o['pairs']) / seconds, **{k: o[k] for k in ('epochs', 'nh', 'bs', 'lr', 'seed', 'max_len', 'pairs', 'ngrams')},
-                  members=learn.reports.to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions())
+                  members=learn.reports.to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions('fastai', 'fastcore', 'scikit-learn'))
     Categorizer.from_learner(learn, report).save(out)
     report = _judge(df, learn, o['linear']) | report
     if report['predicted_categories'] < 2: print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
@@ -149,7 +143,7 @@ def _check_options(command: str, **o):
     wrong = [n for n, v in o.items() if v is not None and v <= 0]
     if wrong: sys.exit(f"{command}: {', '.join(wrong)} must be positive")
 
-# %% ../nbs/54_cli.ipynb #8676fe1b
+# %% ../nbs/54_cli.ipynb #481a8329
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -179,7 +173,7 @@ def bpv_train(
         df = _own_catalog(catalog, title, category, drop, Path(out))
         _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, minutes=minutes, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
 
-# %% ../nbs/54_cli.ipynb #768f345e
+# %% ../nbs/54_cli.ipynb #95729601
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all

@@ -30,7 +30,7 @@ from .callbacks import F1Calibration, TrainingDiverged, WeightedF1, WeightedPrec
 from .dataloaders import TitleDataLoaders, TitleDataset
 from .files import whole_file
 from .learner import TitleLearner, bpv_learner, ngram_learner
-from .members import TitleEnsemble
+from .members import TitleEnsemble, members_of
 from .metrics import CategoryCounts
 from .probabilities import TopProbsGatherer
 from .resume import Checkpoints, ResumeError
@@ -161,9 +161,8 @@ class _Members(TitleLearner):
         if not learns: raise ValueError('an ensemble needs at least one trained learner')
         _same_vocabularies(learns)
         dls = (learns[0].dls if dls is None else dls).with_backwards(False)
-        net = TitleEnsemble([m for learn in learns for m in (learn.model.members if isinstance(learn.model, TitleEnsemble) else [learn.model])],
-                            [b for learn in learns for b in (learn.model.backwards if isinstance(learn.model, TitleEnsemble) else [learn.dls.train.backwards])], average)
-        super().__init__(dls, net.to(dls.device).eval(), metrics=[accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()], cbs=F1Calibration(verbose=False), path=learns[0].path)
+        net = TitleEnsemble(*zip(*(m for learn in learns for m in members_of(learn))), average)
+        super().__init__(dls, net, metrics=[accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()], cbs=F1Calibration(verbose=False), path=learns[0].path)
         self.reports, self.curves = None, []
         with nullcontext() if progress else self.no_bar(): self._changed(self.model)
 
@@ -195,15 +194,16 @@ class _Changes(_Members):
     ): # itself, calibrated anew
         "One more member. Raises `ValueError` for one with other vocabularies"
         _same_vocabularies([self, learn])
-        return self._changed(TitleEnsemble([*self.model.members, learn.model], [*self.model.backwards, learn.dls.train.backwards], self.model.average))
+        return self._changed(TitleEnsemble(*zip(*members_of(self), *members_of(learn)), self.model.average))
 
     def drop(self,
         i: int, # which member, from 0
     ): # itself, calibrated anew
         "One member less"
         if not 0 <= i < len(self.model.members) or len(self.model.members) == 1: raise ValueError(f'there is no member {i} that could be dropped, of {len(self.model.members)}')
-        keep = [j for j in range(len(self.model.members)) if j != i]
-        return self._changed(TitleEnsemble([self.model.members[j] for j in keep], [self.model.backwards[j] for j in keep], self.model.average))
+        kept = members_of(self)
+        del kept[i]
+        return self._changed(TitleEnsemble(*zip(*kept), self.model.average))
 
 # %% ../nbs/50_ensemble.ipynb #087ae4ca
 def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path, list]:
@@ -365,4 +365,4 @@ def multiply_adds(
         if 'n_rows' in c: return c['dim'] * (4 * length + c['n_categories'])  # about four n-grams begin at each character
         gates, widths = {'lstm': 4, 'gru': 3}[c['cell']], [c['emb_sz'], *[c['nh']] * c['n_layers']]
         return length * sum(gates * c['nh'] * (w + c['nh']) for w in widths[:-1]) + len(c['views']) * c['nh'] * c['n_categories']
-    return float(sum(of(m) for m in (learn.model.members if isinstance(learn.model, TitleEnsemble) else [learn.model])))
+    return float(sum(of(m) for m, _ in members_of(learn)))

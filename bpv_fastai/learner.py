@@ -117,12 +117,14 @@ class _Decides(_Pictures):
         return df
 
 # %% ../nbs/43_learner.ipynb #b3167334
+def _and_checkpoints(cbs, resume: bool) -> list: return [*L(cbs), *([Checkpoints()] if resume else [])]
+
 class _Fits(_Decides):
     "Fits that go on when they were killed, and their precision"
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, resume=False):
         "fastai's `fit`; `resume=True` keeps checkpoints and continues from one. Raises `TrainingDiverged` when the loss has left all bounds, `ResumeError` for a checkpoint of another fit"
         if not len(self.dls.train): raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
-        cbs = [*L(cbs), *([Checkpoints()] if resume else [])]
+        cbs = _and_checkpoints(cbs, resume)
         checkpoints = [cb for cb in (*cbs, *self.cbs) if isinstance(cb, Checkpoints)]
         try: super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
         finally:
@@ -150,12 +152,12 @@ class TitleLearner(_Fits):
     @delegates(Learner.fit_one_cycle)
     def fit_one_cycle(self, n_epoch, lr_max=None, cbs=None, resume=False, **kwargs):
         "fastai's cosine 1cycle; `resume=True` keeps checkpoints and continues from one"
-        super().fit_one_cycle(n_epoch, lr_max, cbs=[*L(cbs), *([Checkpoints()] if resume else [])], **kwargs)
+        super().fit_one_cycle(n_epoch, lr_max, cbs=_and_checkpoints(cbs, resume), **kwargs)
 
     @delegates(Learner.fit_flat_cos)
     def fit_flat_cos(self, n_epoch, lr=None, cbs=None, resume=False, **kwargs):
         "fastai's flat rate and cosine end; `resume=True` keeps checkpoints and continues from one"
-        super().fit_flat_cos(n_epoch, lr, cbs=[*L(cbs), *([Checkpoints()] if resume else [])], **kwargs)
+        super().fit_flat_cos(n_epoch, lr, cbs=_and_checkpoints(cbs, resume), **kwargs)
 
     def fit_linear_cycle(self,
         n_epoch: int, # epochs

@@ -65,12 +65,12 @@ def ngram_rows(
     most = max(1, int(there.sum(1).max())) if not torch.jit.is_tracing() else words.shape[1]
     words, there = words[:, :most], there[:, :most]
     for n in word_sizes:
-        number = words
-        for i in range(1, n): number, there = (number[:, :-1] % _prime * 31 + words[:, i:]) % _prime, there[:, :-1] & there[:, 1:]
-        found.append((number % _prime * 7919 + n, there))
+        number, all_there = words, there
+        for i in range(1, n): number, all_there = (number[:, :-1] % _prime * 31 + words[:, i:]) % _prime, all_there[:, :-1] & there[:, i:]
+        found.append((number % _prime * 7919 + n, all_there))
     return torch.cat([torch.where(ok, 1 + _mix(h) % (n_rows - 1), 0) for h, ok in found], 1)
 
-# %% ../nbs/23_ngrams.ipynb #8c40a27a
+# %% ../nbs/23_ngrams.ipynb #32e25a77
 class NgramBag(nn.Module):
     "A table of hashed n-grams, their mean, and one linear layer: token ids in, logits out"
     autocast = None
