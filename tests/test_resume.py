@@ -25,7 +25,7 @@ def test_killed_and_gone_on_with():
 
 def test_an_interrupted_training_leaves_a_checkpoint_and_goes_on(tmp_path):
     synthetic_catalog(3_000, 8).to_csv(tmp_path/'c.csv', index=False)
-    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '30', '--nh', '24', '--bs', '16', '--nolinear', '--plain', '--threads', '2']
+    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '300', '--nh', '24', '--bs', '16', '--nolinear', '--plain', '--threads', '2']
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while 'training forward' not in process.stdout.readline(): assert process.poll() is None
     members = tmp_path/'model'/'models'/'ensemble'
