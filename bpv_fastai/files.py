@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from .catalog import CatalogError, _any_field_size, _as_text, _csv_rows, _file_kind, _nul, _open, _reading, _tsv_rows
+from .catalog import CatalogError, _any_field_size, _as_text, _csv_rows, _file_kind, _nul, _open, _opener, _reading, _tsv_rows
 
 # %% ../nbs/01_files.ipynb #f7a912d2
 def _is_alive(pid: int) -> bool:
@@ -104,7 +104,7 @@ class TitleSource(_Rows):
         if self.path == '-': yield from self._text_rows(io.TextIOWrapper(sys.stdin.buffer, 'utf-8', 'surrogateescape', newline='')); return
         with _reading(self.path):
             if self.kind == 'parquet':
-                with (gzip.open if self.path.suffix.lower() == '.gz' else open)(self.path, 'rb') as f: yield from self._parquet_rows(f); return
+                with _opener(self.path)(self.path, 'rb') as f: yield from self._parquet_rows(f); return
             with _open(self.path) as text:
                 raw, size = getattr(text.buffer, 'fileobj', text.buffer), self.path.stat().st_size
                 for i, row in enumerate(self._text_rows(text)):

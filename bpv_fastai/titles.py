@@ -24,7 +24,8 @@ def _code_points(titles: Sequence[str]) -> np.ndarray:
 
 def _chunks(items: Sequence, size: int = 100_000):
     "Slices of `size` items, so that working memory stays bounded"
-    for i in range(0, len(items), size): yield items[i:i + size]
+    places = getattr(items, 'iloc', items)  # a Series is cut by place, whatever its index
+    for i in range(0, len(items), size): yield places[i:i + size]
 
 def count_points(
     titles: Sequence[str], # text
@@ -111,14 +112,17 @@ class CategoryVocab(_Vocab):
         categories: Sequence[str], # a category for each training title
     ) -> 'CategoryVocab':
         "The vocabulary of some labels"
-        names, counts = np.unique(np.asarray(categories, dtype=object), return_counts=True)
-        return cls(names[np.argsort(-counts, kind='stable')])
+        counts = (categories if isinstance(categories, pd.Series) else pd.Series(categories, dtype=object)).value_counts(sort=False).sort_index()
+        return cls(counts.index[np.argsort(-counts.to_numpy(), kind='stable')])
 
     def encode(self,
         categories: Sequence, # names; numbers are taken as `read_catalog` takes them
     ) -> np.ndarray: # (n,) int64 ids, -1 where a category is not in the vocabulary
         "Ids of categories"
-        return self._index.get_indexer(pd.Index(_as_text(pd.Series(categories, dtype=object)), dtype=object)).astype(np.int64)
+        codes, names = None, categories
+        if isinstance(categories, pd.Series) and isinstance(categories.dtype, pd.StringDtype): codes, names = pd.factorize(categories)  # text: each name is looked up once
+        found = self._index.get_indexer(pd.Index(_as_text(pd.Series(names, dtype=object)), dtype=object)).astype(np.int64)
+        return found if codes is None else np.append(found, -1)[codes]
 
     def decode(self, ids: Iterable[int]) -> list: return [self.entries[int(i)] for i in ids]
     def __len__(self): return len(self.entries)
@@ -194,8 +198,8 @@ def encode_titles(
     if isinstance(titles, str): raise TypeError('titles must be a list of titles, not one string')
     if max_len < 1: raise ValueError('max_len must be at least 1')
     buffers, sizes, n_cut, first = [np.empty(0, vocab.dtype)], [np.empty(0, np.int64)], 0, 0
-    for part in _chunks(titles if isinstance(titles, (list, tuple)) else np.asarray(titles, dtype=object).tolist()):
-        part, lengths, n = _cut(part, first, max_len)
+    for part in _chunks(titles if hasattr(titles, '__getitem__') else list(titles)):
+        part, lengths, n = _cut(np.asarray(part, dtype=object).tolist() if hasattr(part, 'dtype') else part, first, max_len)
         buffers.append(_encode_chunk(part, lengths, vocab)); sizes.append(lengths + 2)
         first, n_cut = first + len(part), n_cut + n
     encoded = Titles(np.concatenate(buffers), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]), vocab, n_cut, max_len)
