@@ -67,9 +67,9 @@ def _fit_member(learn: TitleLearner, job: dict, lr: float, cbs: list):
         fit = dict(linear=learn.fit_linear_cycle, cosine=learn.fit_one_cycle, falling=partial(learn.fit_flat_cos, pct_start=0.))[job['schedule']]
         fit(job['epochs'], lr, cbs=cbs)
 
-def _ngram_epochs(n_batches: int) -> int:
-    "Epochs for a bag of n-grams: some 3,500 batches, which a small catalog needs too"
-    return int(np.clip(3_500 // max(1, n_batches), 15, 60))
+def _ngram_epochs(n_titles: int) -> int:
+    "Epochs for a bag of n-grams: 60 for two thousand titles, 10 for two hundred thousand"
+    return int(np.clip(round(60 * (2_000 / max(1, n_titles))**.4), 6, 60))
 
 def _train_member(dls: TitleDataLoaders, folder: Path, i: int, told) -> None:
     "Train member `i` as its description says, and leave its weights and scores"
@@ -256,7 +256,7 @@ class Ensemble(_FromFolder):
         seeds = list(range(len(directions))) if seeds is None else list(seeds)
         if not directions or len(seeds) != len(directions): raise ValueError(f'{len(seeds)} seeds for {len(directions)} members')
         jobs = [_described(dls, bool(b), s, epochs, lr_max, schedule, kwargs, bf16=bf16, minutes=minutes) for b, s in zip(directions, seeds)]
-        if ngrams: jobs.append(_described(dls, False, len(jobs), _ngram_epochs(len(dls.train)), None, 'falling', {}, 'ngrams', minutes=minutes))
+        if ngrams: jobs.append(_described(dls, False, len(jobs), _ngram_epochs(len(dls.train_ds)), None, 'falling', {}, 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
         n_jobs, n_batches = n_jobs or (torch.get_num_threads() if dls.device.type == 'cpu' else 1), [j['epochs'] * len(dls.train) for j in jobs]
         with tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:

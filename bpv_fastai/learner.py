@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision  # brings `to_fp16` and `to_bf16` with it
 from fastai.callback.hook import Hook  # brings `summary` with it
 from fastai.callback.progress import ProgressCallback
@@ -211,15 +212,22 @@ def bpv_learner(
     return _title_learner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, moms=moms, metrics=metrics, cbs=cbs, path=path, model_dir=model_dir)
 
 # %% ../nbs/43_learner.ipynb #059545ca
+class _WeighNgrams(Callback):
+    "Weighs the n-grams of a new bag by how many training titles have them"
+    order = -20
+    def before_fit(self):
+        if (self.model.weights[1:] == 1).all(): self.model.weigh(self.dls.train.new(shuffle=False, drop_last=False))
+
 def ngram_learner(
     dls: TitleDataLoaders, # titles and categories
-    n_rows: int = 2**18, # rows of the table of hashed n-grams
+    n_rows: int | None = None, # rows of the table of hashed n-grams; as the number of titles asks for, 2^14 to 2^19, if None
     dim: int = 64, # width of a row
-    lr: float | None = None, # peak rate; 100 for batches of 128, in proportion for others, if None
+    lr: float | None = None, # peak rate; 10 for batches of 128, in proportion for others, if None
     metrics=None, # accuracy and weighted precision, recall and F1 if None
     cbs=None, # further callbacks
     path: str | Path | None = None, # where models are saved; the `path` of `dls` if None
 ) -> TitleLearner: # `fit_flat_cos(15, pct_start=0)`, a rate that only falls, is a good fit
     "A `Learner` with a bag of hashed n-grams: trains in seconds, and is a member for an `Ensemble` (see `ngrams`)"
+    if n_rows is None: n_rows = 2**int(np.clip(round(np.log2(600 * max(1, len(dls.train_ds))**.6)), 14, 19))  # twice as many as there are n-grams
     model = NgramBag(len(dls.char_vocab), dls.c, letters(dls.char_vocab.chars), n_rows, dim)
-    return _title_learner(dls, model, opt_func=partial(SGD, mom=0.), lr=100 * dls.train.bs / 128 if lr is None else lr, wd=0., metrics=metrics, cbs=cbs, path=path)
+    return _title_learner(dls, model, opt_func=partial(SGD, mom=0.), lr=10 * dls.train.bs / 128 if lr is None else lr, wd=0., metrics=metrics, cbs=[_WeighNgrams(), *L(cbs)], path=path)

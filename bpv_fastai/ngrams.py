@@ -6,7 +6,8 @@
 __all__ = ['letters', 'ngram_rows', 'NgramBag']
 
 # %% ../nbs/23_ngrams.ipynb #a630bb4c
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,28 +52,58 @@ def _words(f: Tensor) -> tuple[Tensor, Tensor]:
     total = none.scatter_add(1, word, values)[:, 1:]
     return total, torch.arange(1, f.shape[1] + 1, device=f.device) <= word[:, -1:]
 
+def _each_once(rows: Tensor) -> Tensor:
+    "Sorted, and 0 in the place of what is there already: a word that is said twice says no more"
+    rows = rows.sort(1)[0]
+    return torch.cat([rows[:, :1], torch.where(rows[:, 1:] == rows[:, :-1], 0, rows[:, 1:])], 1)
+
 # %% ../nbs/23_ngrams.ipynb #2f61eb1f
 def ngram_rows(
     f: Tensor, # (bs, L) int64, number of the letter at each place, 0 for what separates words
     n_rows: int, # rows of the table, a power of 2; row 0 is for what is no n-gram
     char_sizes: Sequence[int] = (3, 4, 5), # lengths of pieces of words
     word_sizes: Sequence[int] = (1, 2), # words in a row
-) -> Tensor: # (bs, m) int64 rows, 0 where there is no n-gram
-    "The table rows of all n-grams of each title"
+) -> tuple[Tensor, Tensor]: # of pieces and of words, each (bs, m) int64, 0 where there is no n-gram
+    "The table rows of the n-grams of each title, each once, in the order of their numbers"
     f = nn.functional.pad(f, (0, max([0, *char_sizes])))  # so that the shortest batch has room for the longest piece
-    found = [_pieces(f, n) for n in char_sizes]
+    pieces, in_a_row = [_pieces(f, n) for n in char_sizes], []
     words, there = _words(f)
     most = max(1, int(there.sum(1).max())) if not torch.jit.is_tracing() else words.shape[1]
     words, there = words[:, :most], there[:, :most]
     for n in word_sizes:
         number, all_there = words, there
         for i in range(1, n): number, all_there = (number[:, :-1] % _prime * 31 + words[:, i:]) % _prime, all_there[:, :-1] & there[:, i:]
-        found.append((number % _prime * 7919 + n, all_there))
-    return torch.cat([torch.where(ok, 1 + _mix(h) % (n_rows - 1), 0) for h, ok in found], 1)
+        in_a_row.append((number % _prime * 7919 + n, all_there))
+    return tuple(_each_once(torch.cat([torch.where(ok, 1 + _mix(h) % (n_rows - 1), 0) for h, ok in found] or [f[:, :1] * 0], 1)) for found in (pieces, in_a_row))
 
 # %% ../nbs/23_ngrams.ipynb #32e25a77
-class NgramBag(nn.Module):
-    "A table of hashed n-grams, their mean, and one linear layer: token ids in, logits out"
+class _Bag(nn.Module):
+    "A sum of table rows for each title"
+    def _pooled(self, rows: Tensor) -> Tensor: # (bs, dim), of rows (bs, m)
+        weights = self.weights[rows]
+        weights = weights / weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
+        if torch.jit.is_tracing(): return (self.embedding(rows) * weights[..., None]).sum(1)
+        there = rows > 0  # only what there is, one title after the other: no padding is looked up
+        sizes = there.sum(1)
+        return nn.functional.embedding_bag(rows[there], self.embedding.weight, sizes.cumsum(0) - sizes, mode='sum', per_sample_weights=weights[there], sparse=self.training)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]: return ngram_rows(self.fold[x], *(self.config[n] for n in ('n_rows', 'char_sizes', 'word_sizes')))
+
+    def weigh(self,
+        batches: Iterable, # of training titles: tuples that begin with x (bs, longest)
+    ): # itself
+        "Give each n-gram the weight log((titles + 1) / (times seen + 1)) + 1: what is in every title says little"
+        seen, n = torch.zeros(len(self.weights), dtype=torch.int64, device=self.weights.device), 0
+        for x, *_ in batches:
+            for rows in self._rows(x): seen += torch.bincount(rows.flatten(), minlength=len(seen))
+            n += len(x)
+        self.weights.copy_(torch.log((n + 1) / (seen.clamp(max=n) + 1)) + 1)
+        self.weights[0] = 0
+        return self
+
+# %% ../nbs/23_ngrams.ipynb #3c359233
+class NgramBag(_Bag):
+    "A table of hashed n-grams, their weighted sum, and one linear layer: token ids in, logits out"
     autocast = None
     def __init__(self,
         vocab_sz: int, # tokens in the character vocabulary
@@ -82,28 +113,19 @@ class NgramBag(nn.Module):
         dim: int = 64, # width of a row
         char_sizes: Sequence[int] = (3, 4, 5), # lengths of pieces of words
         word_sizes: Sequence[int] = (1, 2), # words in a row
-        input_p: float = .3, # share of n-grams that training leaves out of each title
-        output_p: float = .5, # dropout before the linear layer
+        output_p: float = .7, # dropout before the linear layer
     ):
         super().__init__()
         if n_rows < 2 or n_rows & (n_rows - 1): raise ValueError(f'n_rows is {n_rows}; it must be a power of 2')
         if len(fold) != vocab_sz: raise ValueError(f'fold has {len(fold)} entries for {vocab_sz} tokens')
         self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, fold=list(fold), n_rows=n_rows, dim=dim, char_sizes=tuple(char_sizes), word_sizes=tuple(word_sizes))
         self.register_buffer('fold', torch.tensor(fold, dtype=torch.int64), persistent=False)
-        self.input_p, self.drop = input_p, nn.Dropout(output_p)
-        self.embedding, self.linear = nn.Embedding(n_rows, dim, padding_idx=0, sparse=True), nn.Linear(dim, n_categories)
-        nn.init.uniform_(self.embedding.weight, -1 / dim, 1 / dim); nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
-        with torch.no_grad(): self.embedding.weight[0] = 0
+        self.register_buffer('weights', torch.ones(n_rows))
+        self.drop, self.embedding, self.linear = nn.Dropout(output_p), nn.Embedding(n_rows, dim, padding_idx=0, sparse=True), nn.Linear(dim, n_categories)
+        nn.init.normal_(self.embedding.weight, std=.1); nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
+        with torch.no_grad(): self.embedding.weight[0] = self.weights[0] = 0
 
     def forward(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
     ) -> Tensor: # (bs, categories) logits
-        c = self.config
-        rows = ngram_rows(self.fold[x], c['n_rows'], c['char_sizes'], c['word_sizes'])
-        there = rows > 0
-        if self.training and self.input_p: there = there & (torch.rand(rows.shape, device=rows.device) >= self.input_p)
-        sizes = there.sum(1)
-        if torch.jit.is_tracing(): total = (self.embedding(rows) * there[..., None]).sum(1)
-        else:  # only what there is, one title after the other: no padding is looked up
-            total = nn.functional.embedding_bag(rows[there], self.embedding.weight, sizes.cumsum(0) - sizes, mode='sum', sparse=self.training)
-        return self.linear(self.drop(total / sizes[:, None].clamp(min=1)))
+        return self.linear(self.drop(sum(map(self._pooled, self._rows(x)))))
