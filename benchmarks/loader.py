@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 from common import save
-from fastai.text.all import TextDataLoaders, Tokenizer
+from fastai.text.all import CategoryBlock, ColReader, ColSplitter, DataBlock, TextBlock
 from fastcore.script import call_parse
 
 from bpv_fastai.all import *
@@ -17,6 +17,13 @@ from bpv_fastai.all import *
 class Characters:
     "A tokenizer for fastai: every character is a token"
     def __call__(self, items): return (list(t) for t in items)
+
+
+def fastai_loaders(df, valid_col: str, bs: int, device: str = 'cpu'):
+    "fastai's text pipeline, in this process, with a token for each character"
+    text = TextBlock.from_df('title', tok=Characters(), rules=[])
+    block = DataBlock((text, CategoryBlock), get_x=ColReader('text'), get_y=ColReader('category'), splitter=ColSplitter(valid_col))
+    return block.dataloaders(df, bs=bs, num_workers=0, device=device)
 
 
 def seconds(run) -> float:
@@ -40,8 +47,9 @@ def main(
     foods = usda_foods()
     df = foods.sample(rows, random_state=42).reset_index(drop=True)
     ours = TitleDataLoaders.from_df(df, valid_pct=0, bs=bs, window=window, device='cpu', verbose=False).train
-    theirs = TextDataLoaders.from_df(df.assign(valid=np.arange(rows) < 1), text_col='title', label_col='category', valid_col='valid', bs=bs, num_workers=0,
-                                     tok_tfm=Tokenizer.from_df('title', tok=Characters(), rules=[]), device='cpu').train
+    theirs = fastai_loaders(df.assign(valid=np.arange(rows) < 1), 'valid', bs).train
+    tokens = sum(int((x != theirs.vocab[0].index('xxpad')).sum()) for x, _ in theirs)
+    assert tokens > .9 * df['title'].str.len().sum(), f'{tokens} tokens: not one for each character'
     order = ours.get_idxs()
     batches = [order[i:i + bs] for i in range(0, rows, bs)]
 

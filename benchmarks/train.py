@@ -6,15 +6,16 @@
 All take turns in one process over the same titles; the ratio of each round is kept and the median reported. AWD-LSTM's last layer is as wide as its
 embedding, so its embedding is given the width too. What a machine can do at most is measured as a product of two large matrices."""
 import time
+from functools import partial
 from statistics import median
 
 import numpy as np
 import torch
 from common import save
 from fastai.callback.core import Callback
-from fastai.text.all import AWD_LSTM, TextDataLoaders, Tokenizer, text_classifier_learner
+from fastai.text.all import AWD_LSTM, text_classifier_learner
 from fastcore.script import call_parse
-from loader import Characters
+from loader import fastai_loaders
 from torch.nn import functional as F
 
 from bpv_fastai.all import *
@@ -59,15 +60,14 @@ def peak(device: str, dtype: torch.dtype) -> float:
 
 def contenders(df, nh: int, bs: int, device: str) -> tuple[dict, object]:
     "A function for each that trains for one epoch and gives its seconds, and our loaders"
-    import warnings
-    from functools import partial
+
     dls = TitleDataLoaders.from_df(df, valid_col='is_valid', bs=bs, val_bs=bs, device=device, verbose=False)
     def learner(): return bpv_learner(dls, nh=nh, metrics=[]).remove_cb(F1Calibration)
     def bare(half):
         net = learner().model
         net.autocast = torch.bfloat16 if half else None
         return partial(bare_loop, dls.train, net, torch.optim.SGD(net.parameters(), lr=.05, momentum=.95))
-    theirs = TextDataLoaders.from_df(df, text_col='title', label_col='category', valid_col='is_valid', bs=bs, num_workers=0, tok_tfm=Tokenizer.from_df('title', tok=Characters(), rules=[]), device=device)
+    theirs = fastai_loaders(df, 'is_valid', bs, device)
     config = dict(emb_sz=nh, n_hid=nh, n_layers=2, pad_token=1, bidir=False, output_p=.35, hidden_p=.25, input_p=.15, embed_p=.02, weight_p=.2)
     awd = text_classifier_learner(theirs, AWD_LSTM, pretrained=False, config=config, metrics=[])
     return dict(ours=partial(inside_learner, learner()), bare=bare(False), ours_bf16=partial(inside_learner, learner().to_bf16()), bare_bf16=bare(True), awd_lstm=partial(inside_learner, awd, 1e-3)), dls

@@ -121,6 +121,8 @@ def _contents(path: Path, found: dict) -> tuple[list, list, dict]:
     chars, categories, networks = found.get('chars'), _strings(found, 'categories', 2**24), found.get('networks')
     if not isinstance(chars, str) or len(chars) > 2**16 - 4: raise CategorizerError('chars must be a text of at most 65,532 characters')
     if not isinstance(networks, list) or not 1 <= len(networks) <= 1_000: raise CategorizerError('there must be 1 to 1,000 networks')
+    shares = found.get('shares')
+    if shares is not None and not (isinstance(shares, list) and len(shares) == len(networks) and all(type(s) is float and 0 <= s <= 1 for s in shares) and abs(sum(shares) - 1) < 1e-6): raise CategorizerError(f'{path}: the shares of the networks must be numbers from 0 that add up to 1')
     if found.get('average') not in ('prob', 'log_prob') or not isinstance(found.get('report'), dict): raise CategorizerError(f'{path} has no way of averaging, or no report')
     try:
         char_vocab, vocab = CharVocab(chars), CategoryVocab(categories)
@@ -262,7 +264,7 @@ class _LabelsTitles(_Predicts):
         min_confidence: float | None = None, # accept from this confidence on; the model's own threshold (98% right) if None
         progress: bool = True, # show a bar, from the second chunk on
         title_col: str = 'title', # column of titles, if a DataFrame is given
-        bs: int = 256, # titles in a batch, at most
+        bs: int = 128, # titles in a batch, at most; a GPU wants 1,024
         device: str | torch.device | None = None, # a GPU if there is one, if None
         precision: str = 'auto', # 'fp32', 'bf16', or bf16 where the device has it natively
     ) -> pd.DataFrame: # a row for each title in the order given: title, category, confidence, accepted, the top k, reason (why there is no category)
@@ -288,7 +290,7 @@ class _LabelsFiles(_LabelsTitles):
         decide: str | None = None, # as in `predict`
         min_confidence: float | None = None, # as in `predict`
         progress: bool = True, # show a bar
-        bs: int = 256, # titles in a batch, at most
+        bs: int = 128, # titles in a batch, at most; a GPU wants 1,024
         device: str | torch.device | None = None, # as in `predict`
         precision: str = 'auto', # as in `predict`
     ) -> int: # rows written
@@ -309,7 +311,7 @@ class _Saves(_LabelsFiles):
     def describe(self) -> dict: # as `categorizer.json` has it, without checksums
         "All but the weights"
         decisions = None if self.decider.calibrator is None else self.decider.to_dict()
-        return dict(format=_form, version=_version, networks=[_config(m, b) for m, b in zip(self.ensemble.members, self.ensemble.backwards)], average=self.ensemble.average,
+        return dict(format=_form, version=_version, networks=[_config(m, b) for m, b in zip(self.ensemble.members, self.ensemble.backwards)], average=self.ensemble.average, shares=self.ensemble.shares,
                     chars=''.join(self.char_vocab.chars), categories=list(self.vocab), max_len=self.max_len, decisions=decisions, report=self.report, versions=_versions())
 
     def save(self,
@@ -353,7 +355,7 @@ class _Loads(_Saves):
         states = _read_weights(path/'weights.safetensors', configs, found['weights'] if isinstance(found.get('weights'), dict) else {})
         members = [_build(c) for c in configs]
         for m, s in zip(members, states): m.load_state_dict(s)
-        made = cls(TitleEnsemble(members, backwards, found['average']), **rest)
+        made = cls(TitleEnsemble(members, backwards, found['average'], found.get('shares')), **rest)
         made.versions, made.checksum = found.get('versions'), found['checksum']
         return made
 
@@ -378,7 +380,7 @@ class Categorizer(_Loads):
     ) -> 'Categorizer':
         "A trained learner's networks, vocabularies, decisions and scores. Raises `CategorizerError` if it cannot be saved"
         dls, calibration, (nets, backwards) = learn.dls, getattr(learn, 'f1_calibration', None), zip(*members_of(learn))
-        net = TitleEnsemble([_copied(m) for m in nets], backwards, getattr(learn.model, 'average', 'log_prob'))
+        net = TitleEnsemble([_copied(m) for m in nets], backwards, getattr(learn.model, 'average', 'log_prob'), getattr(learn.model, 'shares', None))
         decider = Decider() if calibration is None or calibration.calibrator is None else Decider(calibration.calibrator, calibration.rule, calibration.thresholds, calibration.k)
         return cls(net, dls.char_vocab, dls.vocab, decider, dls.train_ds.titles.max_len, _training_report(learn) | (report or {}))
 

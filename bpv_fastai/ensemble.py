@@ -30,7 +30,7 @@ from .callbacks import F1Calibration, TrainingDiverged, WeightedF1, WeightedPrec
 from .dataloaders import TitleDataLoaders, TitleDataset
 from .files import whole_file
 from .learner import TitleLearner, bpv_learner, ngram_learner
-from .members import TitleEnsemble, members_of
+from .members import TitleEnsemble, fit_shares, members_of
 from .metrics import CategoryCounts
 from .probabilities import TopProbsGatherer
 from .resume import Checkpoints, ResumeError
@@ -163,13 +163,25 @@ class _Members(TitleLearner):
         dls = (learns[0].dls if dls is None else dls).with_backwards(False)
         net = TitleEnsemble(*zip(*(m for learn in learns for m in members_of(learn))), average)
         super().__init__(dls, net, metrics=[accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()], cbs=F1Calibration(verbose=False), path=learns[0].path)
-        self.reports, self.curves = None, []
+        self.reports, self.curves, self.weighed = None, [], False
         with nullcontext() if progress else self.no_bar(): self._changed(self.model)
 
     def _changed(self, net: TitleEnsemble):
         self.model = net.to(self.dls.device).eval()
+        if self.weighed: self._fit_shares()
         if len(self.dls.valid_ds) >= 20: self.f1_calibration.calibrate()
         return self
+
+    def _fit_shares(self):
+        "From some thousand validation titles, which is enough for a number for each member"
+        ds, net, said = self.dls.valid_ds, self.model, []
+        if len(net.members) == 1 or len(ds) < 20: return
+        some = np.random.default_rng(0).permutation(len(ds))[:min(10_000, max(1_000, 20_000_000 // len(self.dls.vocab)))]
+        with torch.no_grad():
+            for m, b in members_of(self):
+                alone, dl = TitleEnsemble([m], [b]), self.dls.valid
+                said.append(torch.cat([alone(dl.batch(at)[0]) for at in np.array_split(some, len(some) // dl.bs + 1)]))
+        net.shares = fit_shares(said, torch.as_tensor(ds.targets[some], device=self.dls.device))
 
 # %% ../nbs/50_ensemble.ipynb #f343a8a0
 class _Changes(_Members):
@@ -188,6 +200,11 @@ class _Changes(_Members):
             axs[1].plot(range(1, len(c['valid']) + 1), c['valid'], 'o-', ms=3, label=name)
         axs[0].set(xlabel='epochs', ylabel='training loss, smoothed'); axs[1].set(xlabel='epochs', ylabel='validation loss'); axs[0].legend(frameon=False)
         return axs
+
+    def weigh(self): # itself, calibrated anew
+        "Fit the members' shares to the validation titles, now and whenever members come or go; before, all count the same (the paper)"
+        self.weighed = True
+        return self._changed(self.model)
 
     def add(self,
         learn: TitleLearner, # a trained learner over the same vocabularies
@@ -242,7 +259,7 @@ class Ensemble(_FromFolder):
         directions: Sequence[bool] | None = None, # which members read backwards, instead of pairs
         schedule: str = 'linear', # 'linear' (the paper's cycle) or 'cosine' (fastai's one cycle)
         average: str = 'log_prob', # how they are averaged: 'log_prob' or 'prob'
-        ngrams: bool = False, # a bag of n-grams as one more member (see `ngrams`), which the paper does not have
+        ngrams: bool = False, # a bag of n-grams as one more member (see `ngrams`), which the paper does not have; members then have shares (`weigh`)
         bf16: bool = False, # train the recurrent networks in bfloat16
         minutes: float = 5., # between two checkpoints of a member
         n_jobs: int | None = None, # members trained side by side, each in a process of its own; on a CPU as many as threads, on a GPU 1, if None
@@ -265,6 +282,8 @@ class Ensemble(_FromFolder):
                 for j, i in enumerate(todo): _train_member(dls, folder, i, lambda n, before=sum(n_batches[k] for k in todo[:j]): bar.update(before + n - bar.n))
         made = cls._from_folder(dls, jobs, folder, average, progress)
         shutil.rmtree(folder)
+        if ngrams:
+            with nullcontext() if progress else made.no_bar(): made.weigh()
         return made
 
 # %% ../nbs/50_ensemble.ipynb #941e34a0

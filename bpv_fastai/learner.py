@@ -27,7 +27,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from matplotlib.axes import Axes
 
-from .callbacks import F1Calibration, StopAtDivergence, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall
+from .callbacks import F1Calibration, ReturnMemory, StopAtDivergence, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall
 from .dataloaders import TitleDataLoaders, TitleDL
 from .members import has_native_bf16
 from .ngrams import NgramBag, letters
@@ -184,7 +184,7 @@ class TitleLearner(_Fits):
 def _title_learner(dls, model, **kwargs) -> TitleLearner:
     "A learner with our scores and callbacks"
     if kwargs.get('metrics') is None: kwargs['metrics'] = [accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()]
-    return TitleLearner(dls, model.to(dls.device), **kwargs | dict(cbs=[StopAtDivergence(), F1Calibration(), *L(kwargs.get('cbs'))]))
+    return TitleLearner(dls, model.to(dls.device), **kwargs | dict(cbs=[StopAtDivergence(), ReturnMemory(), F1Calibration(), *L(kwargs.get('cbs'))]))
 
 # %% ../nbs/43_learner.ipynb #851415cb
 def bpv_learner(

@@ -97,7 +97,7 @@ def test_ngrams_against_slicing_strings(titles):
 
 
 def test_a_bag_of_ngrams_is_a_member_like_any_other(dls, tmp_path):
-    from bpv_fastai.categorizer import _config, _network
+    from bpv_fastai.categorizer import _config, _contents, _network
     three = train(dls, ngrams=True)
     assert three.reports['direction'].tolist() == ['forward', 'backward', 'n-grams'] and three.plot_training()[0].lines
     titles = [dls.valid_ds[i][0] for i in range(100)] + ['', 'a', '!!!']
@@ -105,6 +105,9 @@ def test_a_bag_of_ngrams_is_a_member_like_any_other(dls, tmp_path):
     again = Categorizer.load(cat.save(tmp_path/'three'))
     a, b = (c.predict(titles, top_k=3, precision='fp32') for c in (cat, again))
     assert a.equals(b) and len(a) == 103
+    assert again.ensemble.shares == three.model.shares and three.drop(0).model.shares != again.ensemble.shares and len(three.model.shares) == 2
+    for shares in ([.5, .5], [1.5, -.5, 0.], [.5, .4, .2], ['a', 'b', 'c'], .3, [1, 0, 0]):
+        with pytest.raises(CategorizerError, match='shares'): _contents(tmp_path, again.describe() | dict(shares=shares))
     config = _config(again.ensemble.members[2], False)
     for change in (dict(n_rows=1000), dict(n_rows=2**40), dict(dim=0), dict(fold=[1]), dict(fold=[-1] * len(cat.char_vocab)), dict(fold=[2**40] * len(cat.char_vocab)), dict(char_sizes=[10**9]), dict(word_sizes=[0]), dict(char_sizes='345'), dict(vocab_sz=3)):
         with pytest.raises(CategorizerError): _network(config | change, len(cat.char_vocab), len(cat.vocab))

@@ -1,0 +1,65 @@
+"""Ten million titles in ten thousand categories: seconds and peak memory of reading, encoding and one epoch.
+
+    python benchmarks/scale.py                      # 10,000,000 titles, a network 32 wide
+    python benchmarks/scale.py --titles 1000000
+
+The catalog is made and written by another process, so that only what the library holds is counted. Peaks are the kernel's own high-water marks of
+resident memory, set back before each stage."""
+import multiprocessing
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import save
+from fastcore.script import call_parse
+
+from bpv_fastai.all import *
+
+
+def write_catalog(path: Path, titles: int, categories: int):
+    "A TSV without header"
+    synthetic_catalog(titles, categories).to_csv(path, sep='\t', header=False, index=False, quoting=3)
+
+
+class Stages(dict):
+    "Seconds and peak memory of each stage"
+    def run(self, name: str, f, *args, **kwargs):
+        Path('/proc/self/clear_refs').write_text('5')  # the high-water mark goes back to what is held now
+        start = time.perf_counter()
+        result = f(*args, **kwargs)
+        self[name] = dict(seconds=time.perf_counter() - start, peak_gb=int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 1e6)
+        print(f"{name:<12} {self[name]['seconds']:>8,.1f} s {self[name]['peak_gb']:>6.2f} GB", flush=True)
+        return result
+
+
+def train(learn, bs_lr: float):
+    "One epoch, and the F1 of validation titles with and without decisions"
+    with learn.no_bar(): learn.fit_linear_cycle(1, bs_lr)
+    return learn.f1_calibration.table
+
+
+@call_parse
+def main(
+    titles: int = 10_000_000, # rows of the catalog
+    categories: int = 10_000, # categories
+    nh: int = 32, # width of the network, one layer
+    bs: int = 512, # titles in a batch
+    valid_pct: float = .02, # share of titles for validation
+    limit_gb: float = 6, # more than this is a failure
+):
+    "Measure, save"
+    with tempfile.TemporaryDirectory() as folder:
+        path, stages = Path(folder)/'catalog.tsv', Stages()
+        maker = multiprocessing.get_context('spawn').Process(target=write_catalog, args=(path, titles, categories))
+        maker.start(); maker.join()
+        assert maker.exitcode == 0
+        dls = stages.run('loaders', TitleDataLoaders.from_csv, path, bs=bs, valid_pct=valid_pct)
+    learn = bpv_learner(dls, nh=nh, n_layers=1)
+    table = stages.run('epoch', train, learn, 1.)
+    print(table.to_string())
+    stages.run('save', Categorizer.from_learner(learn).save, Path(tempfile.mkdtemp())/'model')
+    peak = max(s['peak_gb'] for s in stages.values())
+    save('scale', dict(titles=titles, categories=len(dls.vocab), nh=nh, bs=bs, valid_titles=len(dls.valid_ds), stages=stages, peak_gb=peak, weighted_f1=[float(v) for v in table.iloc[:, 0]]))
+    if peak > limit_gb: sys.exit(f'{peak:.2f} GB')
