@@ -19,7 +19,7 @@ from fastcore.script import call_parse
 from bpv_fastai.all import *
 from bpv_fastai.categorizer import usable_cores
 
-networks = {'pair 512': dict(nh=512), '512': dict(nh=512), '128': dict(nh=128), 'student': dict(nh=64, n_layers=1, emb_sz=16)}
+networks = {'pair 512': dict(nh=512), '512': dict(nh=512), '128': dict(nh=128), '128 and n-grams': dict(nh=128), 'student': dict(nh=64, n_layers=1, emb_sz=16), 'n-grams': {}}
 
 
 class OpenVinoCategorizer(OnnxCategorizer):
@@ -40,18 +40,19 @@ class OpenVinoCategorizer(OnnxCategorizer):
 
 def engines(name: str, dls, folder: Path) -> dict:
     "The same network in each engine: its `predict`, and the size of its files"
-    make = networks.get(name, {})
-    learns = [ngram_learner(dls)] if name == 'bag' else [bpv_learner(dls, **make)] + ([bpv_learner(dls, backwards=True, **make)] if name.startswith('pair') else [])
+    learns = [] if name == 'n-grams' else [bpv_learner(dls, **networks[name])]
+    if name.startswith('pair'): learns.append(bpv_learner(dls, backwards=True, **networks[name]))
+    if name.endswith('n-grams'): learns.append(ngram_learner(dls))
     learn = Ensemble(learns, progress=False) if len(learns) > 1 else learns[0]
     with learn.no_bar(): learn.f1_calibration.verbose = False; learn.f1_calibration.calibrate()
     cat, to = Categorizer.from_learner(learn), folder/name.replace(' ', '_')
-    cat.save(to); cat.to_onnx(to, int8=name != 'bag')
+    cat.save(to); cat.to_onnx(to, int8=name != 'n-grams')
     def torch_in(precision):
         mine = Categorizer.load(to)
         return lambda titles: mine.predict(titles, precision=precision, progress=False)
     found = {'torch float32': (torch_in('fp32'), 'weights.safetensors')}
-    if name != 'bag' and means_bf16('auto', torch.device('cpu')): found['torch bfloat16'] = torch_in('bf16'), 'weights.safetensors'
-    for kind, int8 in (('float32', False), *([('int8', True)] if name != 'bag' else [])):
+    if name != 'n-grams' and means_bf16('auto', torch.device('cpu')): found['torch bfloat16'] = torch_in('bf16'), 'weights.safetensors'
+    for kind, int8 in (('float32', False), *([('int8', True)] if name != 'n-grams' else [])):
         mine = OnnxCategorizer(to, int8=int8)
         found[f'onnxruntime {kind}'] = lambda titles, mine=mine: mine.predict(titles, progress=False), f'network{".int8" * int8}.onnx'
     if importlib.util.find_spec('openvino'):
@@ -93,7 +94,7 @@ def main(
     df['is_valid'] = df.index >= 40_000
     dls = TitleDataLoaders.from_df(df, valid_col='is_valid', bs=128, on_bad='drop', verbose=False)
     folder, found = Path(tempfile.mkdtemp()), {}
-    sizes = {'pair 512': 2_048, '512': 2_048, '128': 10_000, 'student': 40_000, 'bag': 40_000}
+    sizes = {'pair 512': 2_048, '512': 4_096, '128': 20_000, '128 and n-grams': 20_000, 'student': 40_000, 'n-grams': 40_000}
     for name in only.split(',') if only else [*sizes, 'others']:
         contenders = others(df[:40_000], folder) if name == 'others' else engines(name, dls, folder)
         some = titles[:sizes.get(name, 100_000)]

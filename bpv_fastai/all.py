@@ -13,6 +13,7 @@ from .catalog import *
 from .categorizer import *
 from .dataloaders import *
 from .decisions import *
+from .defaults import *
 from .encoder import *
 from .ensemble import *
 from .files import *

@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from fastai.torch_core import default_device
 from fastcore.imports import IN_NOTEBOOK
 from fastcore.script import call_parse
 
@@ -26,6 +27,7 @@ from .callbacks import best_preds
 from .catalog import catalog_report, plot_category_counts, plot_title_lengths, read_catalog, split_catalog, usda_foods
 from .categorizer import Categorizer, _versions
 from .dataloaders import TitleDataLoaders
+from .defaults import default_training, training_for, training_speed
 from .ensemble import Ensemble
 from .files import whole_file
 from .label import _column, _few_threads, one_line_errors
@@ -80,18 +82,38 @@ def _own_catalog(catalog: str, title: str, category: str, drop: bool, out: Path)
         with whole_file(out/'bad_rows.csv') as f: bad.to_csv(f, index=False)
     return df
 
-def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float]:
-    "Trained networks, and the seconds they took"
+# %% ../nbs/54_cli.ipynb #08f2b16f
+def _chosen(dls: TitleDataLoaders, o: dict, out: Path) -> dict:
+    "The options, with what was not given chosen for the catalog; a run that goes on keeps what was chosen"
+    note, n, networks = out/'models'/'chosen.json', len(dls.train_ds), max(1, 2 * o['pairs'])
+    asked = {k: o[k] for k in ('nh', 'epochs', 'lr', 'for_minutes', 'pairs')} | dict(titles=n)
+    if note.exists() and (kept := json.loads(note.read_text()))['asked'] == asked: return o | kept['chosen']
+    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half']), networks, min(networks, torch.get_num_threads()), dls.device.type)
+    else: found = default_training(n, dls.device.type)
+    chosen = dict(nh=o['nh'] or found['nh'], epochs=o['epochs'] or found['epochs'], lr=o['lr'] or found['lr_max'])
+    if not o['ngrams']: chosen['epochs'] = max(1, chosen['epochs'])
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(note) as f: f.write_text(json.dumps(dict(asked=asked, chosen=chosen)))
+    return o | chosen
+
+def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float, dict]:
+    "Trained networks, the seconds they took, and the options with what was chosen"
+    usual = default_training(int((~df['is_valid']).sum()), default_device().type)
+    o = o | dict(bs=o['bs'] or usual['bs'])
     dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=o['bs'], val_bs=256, seed=o['seed'], max_len=o['max_len'], verbose=False)
-    if o['fresh']: shutil.rmtree(out/'models'/'ensemble', ignore_errors=True)
-    half, directions, start = means_bf16(o['precision'], dls.device), [False, True] * o['pairs'] or [False], time.perf_counter()
-    print(f"training {', '.join(['backward' if b else 'forward' for b in directions] + ['n-grams'] * o['ngrams'])} on {dls.device}: recurrent networks {o['nh']} wide for {o['epochs']} epochs in {'bf16' if half else 'fp32'}", flush=True)
+    if o['fresh']: shutil.rmtree(out/'models', ignore_errors=True)
+    start, half = time.perf_counter(), means_bf16(o['precision'], dls.device)
+    o = _chosen(dls, o | dict(half=half), out)
+    directions = ([False, True] * o['pairs'] or [False]) if o['epochs'] else []
+    networks = f"recurrent networks {o['nh']} wide for {o['epochs']} epochs in {'bf16' if half else 'fp32'}" if o['epochs'] else 'no time for recurrent networks'
+    print(f"training {', '.join(['backward' if b else 'forward' for b in directions] + ['n-grams'] * o['ngrams'])} on {len(dls.train_ds):,} titles, {dls.device}: {networks} (chosen where not given: --nh, --epochs, --minutes)", flush=True)
     learn = Ensemble.train(dls, directions=directions, epochs=o['epochs'], lr_max=o['lr'], seeds=[o['seed'] + i for i in range(len(directions))], ngrams=o['ngrams'], bf16=half, minutes=o['minutes'],
                            resume=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, nh=o['nh'])
-    if (out/'models').exists() and not list((out/'models').iterdir()): (out/'models').rmdir()
-    return learn, time.perf_counter() - start
+    (out/'models'/'chosen.json').unlink(missing_ok=True)
+    if not list((out/'models').iterdir()): (out/'models').rmdir()
+    return learn, time.perf_counter() - start, o
 
-# %% ../nbs/54_cli.ipynb #08f2b16f
+# %% ../nbs/54_cli.ipynb #35338fa2
 def _judge(df: pd.DataFrame, learn: TitleLearner, linear: bool = True) -> dict:
     "Scores of the network and of the linear model on the same validation titles"
     train, valid, vocab, names = df[~df.is_valid], df[df.is_valid], learn.dls.vocab, ('precision', 'recall', 'f1')
@@ -112,15 +134,15 @@ def _result_table(report: dict) -> str:
     if 'linear_f1' in report: rows.append(['linear SVM, TF-IDF', report['linear_precision'], report['linear_recall'], report['linear_f1'], f"{report['linear_seconds']:.0f}"])
     return _show_table(rows, ['', 'precision', 'recall', 'weighted F1', 'seconds'])
 
-# %% ../nbs/54_cli.ipynb #35338fa2
+# %% ../nbs/54_cli.ipynb #481a8329
 def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.DataFrame]:
     "Train, save and judge; gives the report that it writes"
     out.mkdir(parents=True, exist_ok=True)
     df = df.assign(is_valid=df.index.isin(split_catalog(df, seed=o['seed'])[1].index))
-    learn, seconds = _train(df, o, out)
+    learn, seconds, o = _train(df, o, out)
     plots = _save_plots(df, learn, out)
     report = dict(train_seconds=seconds, titles_per_second=len(learn.dls.train_ds) * o['epochs'] * max(1, 2 * o['pairs']) / seconds, **{k: o[k] for k in ('epochs', 'nh', 'bs', 'lr', 'seed', 'max_len', 'pairs', 'ngrams')},
-                  members=learn.reports.to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions('fastai', 'fastcore', 'scikit-learn'))
+                  members=learn.reports.assign(share=learn.model.shares or 1 / len(learn.model.members)).to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions('fastai', 'fastcore', 'scikit-learn'))
     Categorizer.from_learner(learn, report).save(out)
     report = _judge(df, learn, o['linear']) | report
     if report['predicted_categories'] < 2: print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
@@ -143,7 +165,7 @@ def _check_options(command: str, **o):
     wrong = [n for n, v in o.items() if v is not None and v <= 0]
     if wrong: sys.exit(f"{command}: {', '.join(wrong)} must be positive")
 
-# %% ../nbs/54_cli.ipynb #481a8329
+# %% ../nbs/54_cli.ipynb #95729601
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -151,15 +173,16 @@ def bpv_train(
     title: str = 'title', # column of titles; a number (for both columns) is a position in a file without header
     category: str = 'category', # column of categories
     drop: bool = False, # leave bad rows out, and list them in bad_rows.csv
-    epochs: int = 16, # passes over the training titles
+    minutes: float = None, # train the best that can be ready in so many minutes
+    epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
     plain: bool = False, # the networks of the paper alone, without the bag of n-grams
-    nh: int = 160, # width of a recurrent layer (the paper: 512)
-    bs: int = 128, # titles in a batch
-    lr: float = 1., # peak learning rate
+    nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
+    bs: int = None, # titles in a batch; 128 on a CPU
+    lr: float = None, # peak learning rate of the recurrent networks; 1
     longest: int = 512, # characters of a title that are read
     seed: int = 42, # of the split and the weights
-    minutes: float = 5., # between two checkpoints
+    checkpoint: float = 5., # minutes between two checkpoints
     fresh: bool = False, # begin anew where a stopped run has left a checkpoint
     nolinear: bool = False, # leave out the linear model, which takes minutes on a million titles
     precision: str = 'auto', # fp32, bf16, or auto: bf16 where the processor or GPU has it
@@ -167,22 +190,23 @@ def bpv_train(
     debug: bool = False, # show where in the code an error came from
 ):
     "Train on a catalog, judge on a quarter of it, and save the model; a run that was stopped goes on"
-    _check_options('bpv_train', epochs=epochs, nh=nh, bs=bs, lr=lr, longest=longest, minutes=minutes)
+    _check_options('bpv_train', epochs=epochs, nh=nh, bs=bs, lr=lr, longest=longest, minutes=minutes, checkpoint=checkpoint)
     with one_line_errors('bpv_train', debug):
         _few_threads(threads); Path(out).mkdir(parents=True, exist_ok=True)
         df = _own_catalog(catalog, title, category, drop, Path(out))
-        _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, minutes=minutes, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
+        _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
 
-# %% ../nbs/54_cli.ipynb #95729601
+# %% ../nbs/54_cli.ipynb #4e092a92
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all
-    epochs: int = 16, # passes over the training titles
+    minutes: float = None, # train the best that can be ready in so many minutes
+    epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
     plain: bool = False, # the networks of the paper alone, without the bag of n-grams
-    nh: int = 160, # width of a recurrent layer (the paper: 512)
-    bs: int = 128, # titles in a batch
-    lr: float = 1., # peak learning rate
+    nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
+    bs: int = None, # titles in a batch; 128 on a CPU
+    lr: float = None, # peak learning rate of the recurrent networks; 1
     seed: int = 42, # of the sample, the split and the weights
     catalog: str = None, # your own table: TSV, CSV or Parquet, .gz on top of any (default: USDA foods)
     title: str = 'title', # its column of titles
@@ -194,9 +218,9 @@ def bpv_demo(
     debug: bool = False, # show where in the code an error came from
 ):
     "Train a network on real product titles, judge it beside a linear model, and show what it says"
-    _check_options('bpv_demo', epochs=epochs, nh=nh, bs=bs, lr=lr, rows=rows or None)
+    _check_options('bpv_demo', epochs=epochs, nh=nh, bs=bs, lr=lr, rows=rows or None, minutes=minutes)
     with one_line_errors('bpv_demo', debug):
         _few_threads(threads)
         df = _demo_catalog(catalog, title, category, rows, seed)
-        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
+        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
         _show_ten(df, learn, seed)

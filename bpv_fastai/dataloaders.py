@@ -201,6 +201,15 @@ class _NewTitles(DataLoaders):
         encoded = encode_titles(titles, self.char_vocab, self.train_ds.titles.max_len)
         return self.valid.new(TitleDataset(encoded, self.vocab, targets), bs=bs or self.valid.bs)
 
+    def with_train(self,
+        dataset: TitleDataset | None = None, # other titles to train on; the same if None
+        **kwargs # for `TitleDL`: seed, window, bs, backwards
+    ):
+        "Loaders with the same validation titles, and others to train on or another order of them"
+        dls = type(self)(self.train.new(dataset, shuffle=True, **kwargs), self.valid, path=self.path, device=self.device)
+        dls.report = self.report
+        return dls
+
     def with_backwards(self,
         backwards: bool = True, # read titles from their end
     ):

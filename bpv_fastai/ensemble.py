@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from .callbacks import F1Calibration, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall, best_preds
 from .dataloaders import TitleDataLoaders, TitleDataset
+from .defaults import ngram_epochs
 from .files import whole_file
 from .learner import TitleLearner, bpv_learner, ngram_learner
 from .members import TitleEnsemble, fit_shares, members_of
@@ -49,7 +50,7 @@ def _member_learner(dls: TitleDataLoaders, job: dict) -> TitleLearner:
     "An untrained member with its own seed for weights, dropout and the order of batches"
     set_seed(job['seed'])
     mine = dls.with_backwards(job['backwards'])
-    mine = type(dls)(mine.train.new(seed=job['seed'], shuffle=True), mine.valid, path=dls.path, device=dls.device)
+    mine = mine.with_train(seed=job['seed'])
     learn = ngram_learner(mine) if job['kind'] == 'ngrams' else bpv_learner(mine, **job['kwargs'])
     return (learn.to_bf16() if job['bf16'] else learn).remove_cb(learn.f1_calibration)
 
@@ -66,10 +67,6 @@ def _fit_member(learn: TitleLearner, job: dict, lr: float, cbs: list):
     with learn.no_bar(), learn.no_logging():
         fit = dict(linear=learn.fit_linear_cycle, cosine=learn.fit_one_cycle, falling=partial(learn.fit_flat_cos, pct_start=0.))[job['schedule']]
         fit(job['epochs'], lr, cbs=cbs)
-
-def _ngram_epochs(n_titles: int) -> int:
-    "Epochs for a bag of n-grams: 60 for two thousand titles, 10 for two hundred thousand"
-    return int(np.clip(round(60 * (2_000 / max(1, n_titles))**.4), 6, 60))
 
 def _train_member(dls: TitleDataLoaders, folder: Path, i: int, told) -> None:
     "Train member `i` as its description says, and leave its weights and scores"
@@ -271,9 +268,9 @@ class Ensemble(_FromFolder):
         if schedule not in ('linear', 'cosine'): raise ValueError(f"schedule is {schedule!r}; it can be 'linear' or 'cosine'")
         directions = [i % 2 == 1 for i in range(2 * n_pairs)] if directions is None else list(directions)
         seeds = list(range(len(directions))) if seeds is None else list(seeds)
-        if not directions or len(seeds) != len(directions): raise ValueError(f'{len(seeds)} seeds for {len(directions)} members')
+        if not (directions or ngrams) or len(seeds) != len(directions): raise ValueError(f'{len(seeds)} seeds for {len(directions)} members')
         jobs = [_described(dls, bool(b), s, epochs, lr_max, schedule, kwargs, bf16=bf16, minutes=minutes) for b, s in zip(directions, seeds)]
-        if ngrams: jobs.append(_described(dls, False, len(jobs), _ngram_epochs(len(dls.train_ds)), None, 'falling', {}, 'ngrams', minutes=minutes))
+        if ngrams: jobs.append(_described(dls, False, len(jobs), ngram_epochs(len(dls.train_ds)), None, 'falling', {}, 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
         n_jobs, n_batches = n_jobs or (torch.get_num_threads() if dls.device.type == 'cpu' else 1), [j['epochs'] * len(dls.train) for j in jobs]
         with tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:
@@ -365,7 +362,7 @@ def distill(
     "Train a student on what the teacher says of the titles, and on the labels"
     dls = teacher.dls
     taught = _soft_dataset(teacher, dls.train_ds, unlabelled, k)
-    soft = type(dls)(dls.train.new(taught, shuffle=True), dls.valid, path=dls.path, device=dls.device)
+    soft = dls.with_train(taught)
     student = bpv_learner(soft, loss_func=DistillationLoss(weight, temperature), **kwargs)
     if bf16: student.to_bf16()
     student.f1_calibration.verbose = progress

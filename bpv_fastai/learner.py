@@ -228,6 +228,7 @@ def ngram_learner(
     path: str | Path | None = None, # where models are saved; the `path` of `dls` if None
 ) -> TitleLearner: # `fit_flat_cos(15, pct_start=0)`, a rate that only falls, is a good fit
     "A `Learner` with a bag of hashed n-grams: trains in seconds, and is a member for an `Ensemble` (see `ngrams`)"
-    if n_rows is None: n_rows = 2**int(np.clip(round(np.log2(600 * max(1, len(dls.train_ds))**.6)), 14, 19))  # twice as many as there are n-grams
+    if n_rows is None: n_rows = 2**int(np.clip(round(np.log2(1_200 * max(1, len(dls.train_ds))**.6)), 14, 19))  # four times as many as there are n-grams
+    if len(dls.train_ds): dls = dls.with_train(window=1)  # any titles in a batch: padding costs it nothing, and titles of one length are too much alike
     model = NgramBag(len(dls.char_vocab), dls.c, letters(dls.char_vocab.chars), n_rows, dim)
     return _title_learner(dls, model, opt_func=partial(SGD, mom=0.), lr=10 * dls.train.bs / 128 if lr is None else lr, wd=0., metrics=metrics, cbs=[_WeighNgrams(), *L(cbs)], path=path)

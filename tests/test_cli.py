@@ -10,6 +10,7 @@ import pytest
 
 from bpv_fastai.catalog import CatalogError, synthetic_catalog
 from bpv_fastai.categorizer import Categorizer
+from bpv_fastai.dataloaders import TitleDataLoaders
 from bpv_fastai.label import bpv_predict
 
 saved = Path(__file__).parent/'data'/'categorizer_v1'
@@ -181,3 +182,18 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_help_names_every_option(tmp_path, command):
     shown = run(command, '--help', cwd=tmp_path).stdout
     assert all(f'--{o}' in shown for o in ('title', 'out', 'threads', 'debug')) and 'default' in shown
+
+
+def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, monkeypatch):
+    "How fast the machine is now must not change what a stopped run had begun"
+    from bpv_fastai import cli
+    dls = TitleDataLoaders.from_df(synthetic_catalog(400, 4), bs=32, verbose=False)
+    options = dict(nh=None, epochs=None, lr=None, for_minutes=1., pairs=1, half=False, ngrams=True)
+    monkeypatch.setattr(cli, 'training_speed', lambda *args, **kwargs: 300.)
+    first = cli._chosen(dls, options, tmp_path)
+    monkeypatch.setattr(cli, 'training_speed', lambda *args, **kwargs: 30_000.)
+    assert cli._chosen(dls, options, tmp_path) == first
+    other = cli._chosen(dls, options | dict(for_minutes=2.), tmp_path)
+    assert other['nh'] >= first['nh'] and other != first
+    given = dict(nh=7, epochs=3, lr=.1)
+    assert cli._chosen(dls, options | given, tmp_path) == options | given

@@ -1,0 +1,147 @@
+"""Weighted F1 against the number of training titles, and against seconds: the default training, its parts, linear SVMs and fastText.
+
+    python benchmarks/curve.py                                   # 2,000 to 200,000 USDA titles, 3 seeds: hours on two cores
+    python benchmarks/curve.py --sizes 2000,10000 --seeds 3      # the small ones, ten minutes
+    python benchmarks/curve.py --tables                          # only the table, from runs made before
+
+Each title once; a seed draws training, validation (a third as many, at most 20,000) and 20,000 test titles, on which all are judged. Validation titles
+are for what is not training: shares, calibration and decisions of ours, fastText's autotune, which gets as many seconds as our training took. C of the
+SVMs is chosen among .3, 1 and 3 on a fifth of the training titles (at most 20,000). Runs are kept in benchmarks/runs/; what is there is not run again."""
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from common import save
+from fastcore.script import call_parse
+from scipy.stats import t as student_t
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC
+
+from bpv_fastai.all import *
+
+runs = Path(__file__).parent/'runs'
+
+
+def split(n: int, seed: int) -> tuple:
+    "Training, validation and test titles; those to judge on have categories that training titles have"
+    n_valid = min(n // 3, 20_000)
+    df = usda_foods().sample(n + n_valid + 20_000, random_state=seed).reset_index(drop=True)
+    train, valid, test = df[:n], df[n:n + n_valid], df[n + n_valid:]
+    known = set(train['category'])
+    return train, valid[valid['category'].isin(known)], test[test['category'].isin(known)]
+
+
+class Judge:
+    "Weighted F1 on the test titles"
+    def __init__(self, test):
+        self.vocab, self.test = CategoryVocab.fit(test['category']), test
+
+    def __call__(self, said) -> float:
+        targs, preds = self.vocab.encode(self.test['category']), self.vocab.encode(said)
+        preds[preds < 0] = len(self.vocab)  # a category that no test title has is wrong, whichever it is
+        return CategoryCounts(len(self.vocab) + 1).add(targs, preds).averages()['f1']
+
+
+def ours(train, valid, judge: Judge, seed: int) -> dict:
+    "The default training, together and in parts; each with the most probable category and with decisions"
+    df = pd.concat([train.assign(is_valid=False), valid.assign(is_valid=True)], ignore_index=True)
+    choice = default_training(len(train))
+    dls = TitleDataLoaders.from_df(df, valid_col='is_valid', bs=choice.pop('bs'), val_bs=256, seed=seed, verbose=False)
+    start, half = time.perf_counter(), means_bf16('auto', dls.device)
+    made = Ensemble.train(dls, ngrams=True, bf16=half, seeds=[10 * seed, 10 * seed + 1], progress=False, **choice)
+    seconds, each = time.perf_counter() - start, made.reports['seconds'].tolist()
+    found = {}
+    def add(name, learn, seconds):
+        cat = Categorizer.from_learner(learn)
+        f1 = {rule: judge(cat.predict(judge.test['title'], decide=rule, progress=False)['category']) for rule in ('best', 'f1')}
+        found[name] = dict(f1=f1['f1'], best=f1['best'], seconds=seconds, shares=learn.model.shares)
+    with made.no_bar():
+        add('default', made, seconds)
+        add('networks', made.drop(2), sum(each[:2]) / min(2, max(1, torch.get_num_threads())))
+        learn, start = ngram_learner(dls), time.perf_counter()
+        learn.f1_calibration.verbose = False
+        with learn.no_bar(), learn.no_logging(): learn.fit_flat_cos(ngram_epochs(len(train)), pct_start=0)
+        add('n-grams', Ensemble([learn], progress=False), time.perf_counter() - start)
+    return found | dict(choice=choice)
+
+
+def svm(features: TfidfVectorizer, train, judge: Judge) -> dict:
+    "A linear SVM with C chosen on held-out training titles"
+    start = time.perf_counter()
+    part = train.sample(min(len(train), 20_000), random_state=0)
+    fit, held = part[len(part) // 5:], part[:len(part) // 5]
+    scores = {C: (make_pipeline(features, LinearSVC(C=C, random_state=0)).fit(fit['title'], fit['category']).predict(held['title']) == held['category']).mean() for C in (.3, 1., 3.)}
+    C = max(scores, key=scores.get)
+    chosen = time.perf_counter() - start
+    model = make_pipeline(features, LinearSVC(C=C, random_state=0)).fit(train['title'], train['category'])
+    seconds = time.perf_counter() - start
+    return dict(f1=judge(model.predict(judge.test['title'])), C=C, seconds=seconds, seconds_choosing=chosen)
+
+
+def fasttext(train, valid, judge: Judge, seconds: float) -> dict:
+    "fastText, its settings found by its own autotune on the validation titles"
+    import fasttext
+    names = list(dict.fromkeys(train['category']))
+    number = {c: i for i, c in enumerate(names)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in (('train', train), ('valid', valid)):
+            (Path(folder)/name).write_text(''.join(f'__label__{number[c]} {t.lower()}\n' for t, c in zip(part['title'], part['category'])))
+        start = time.perf_counter()
+        model = fasttext.train_supervised(f'{folder}/train', autotuneValidationFile=f'{folder}/valid', autotuneDuration=max(10, int(seconds)), thread=os.cpu_count(), verbose=0)  # prints its progress none the less
+        seconds = time.perf_counter() - start
+    said = [names[int(labels[0].removeprefix('__label__'))] for labels in model.predict([t.lower() for t in judge.test['title']])[0]]
+    return dict(f1=judge(said), seconds=seconds)
+
+
+def run(n: int, seed: int):
+    "All contenders on one split, each kept as soon as it is done"
+    path = runs/f'curve_{n}_{seed}.json'
+    found = json.loads(path.read_text()) if path.exists() else {}
+    train, valid, test = split(n, seed)
+    judge = Judge(test)
+    def keep(more):
+        found.update(more); path.parent.mkdir(exist_ok=True); path.write_text(json.dumps(found, indent=1))
+        print(n, seed, {k: round(v['f1'], 4) if 'f1' in v else v for k, v in more.items()}, flush=True)
+    if 'default' not in found: keep(ours(train, valid, judge, seed))
+    if 'SVM, words' not in found: keep({'SVM, words': svm(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), train, judge)})
+    if 'fastText' not in found: keep({'fastText': fasttext(train, valid, judge, found['default']['seconds'])})
+    if 'SVM, characters' not in found: keep({'SVM, characters': svm(TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 5), sublinear_tf=True), train, judge)})
+
+
+def table() -> dict:
+    "Mean and half width of a 95% interval over seeds, for each size and contender, and the lead over the best of the others"
+    found = {}
+    for path in sorted(runs.glob('curve_*.json'), key=lambda p: tuple(map(int, p.stem.split('_')[1:]))):
+        n, one = int(path.stem.split('_')[1]), json.loads(path.read_text())
+        rivals = [one[k]['f1'] for k in ('SVM, words', 'SVM, characters', 'fastText') if k in one]
+        row = found.setdefault(n, {})
+        for name, v in one.items():
+            if 'f1' in v: row.setdefault(name, []).append((v['f1'], v['seconds'], v.get('best')))
+        if rivals: row.setdefault('lead', []).append((one['default']['f1'] - max(rivals), 0, None))
+    def summed(values):
+        f1 = np.array([v[0] for v in values])
+        half = float(student_t.ppf(.975, len(f1) - 1) * f1.std(ddof=1) / len(f1)**.5) if len(f1) > 1 else None
+        best = [v[2] for v in values if v[2] is not None]
+        return dict(f1=float(f1.mean()), half=half, n=len(f1), seconds=float(np.median([v[1] for v in values]))) | (dict(best=float(np.mean(best))) if best else {})
+    return {str(n): {name: summed(v) for name, v in row.items()} for n, row in sorted(found.items())}
+
+
+@call_parse
+def main(
+    sizes: str = '2000,10000,40000,200000', # training titles
+    seeds: int = 3, # splits of each size
+    tables: bool = False, # only the table
+):
+    "Train, judge, save"
+    if not tables:
+        for seed in range(seeds):
+            for n in map(int, sizes.split(',')): run(n, seed)
+    found = table()
+    print(pd.DataFrame({n: {k: v['f1'] for k, v in row.items()} for n, row in found.items()}).round(4).to_string())
+    save('curve', dict(table=found))
