@@ -61,5 +61,5 @@ def main(
     print(table.to_string())
     stages.run('save', Categorizer.from_learner(learn).save, Path(tempfile.mkdtemp())/'model')
     peak = max(s['peak_gb'] for s in stages.values())
-    save('scale', dict(titles=titles, categories=len(dls.vocab), nh=nh, bs=bs, valid_titles=len(dls.valid_ds), stages=stages, peak_gb=peak, weighted_f1=[float(v) for v in table.iloc[:, 0]]))
+    save('scale', dict(titles=titles, categories=len(dls.vocab), nh=nh, bs=bs, valid_titles=len(dls.valid_ds), stages=stages, peak_gb=peak, weighted_f1={' '.join(way): float(v) for way, v in table['f1'].items()}))
     if peak > limit_gb: sys.exit(f'{peak:.2f} GB')

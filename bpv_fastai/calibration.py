@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['probability_steps', 'ProbabilityCalibrator', 'fit_temperature', 'apply_temperature', 'log_loss', 'brier_score',
-           'calibration_error', 'compare_calibrations']
+           'calibration_error', 'compare_calibrations', 'plot_reliability']
 
 # %% ../nbs/31_calibration.ipynb #635e979e
 import matplotlib.pyplot as plt
@@ -190,3 +190,20 @@ def compare_calibrations(
             'temperature': apply_temperature(probs, fit_temperature(fit_probs, fit_targs)), 'isotonic': iso}
     return pd.DataFrame({name: dict(calibration_error=calibration_error(p.max(1), p.argmax(1) == targs), brier=brier_score(p, targs), log_loss=log_loss(p, targs))
                          for name, p in ways.items()}).T
+
+# %% ../nbs/31_calibration.ipynb #c1af166d
+def plot_reliability(
+    confidence: np.ndarray, # (n,) confidence of each answer
+    correct: np.ndarray, # (n,) bool, whether it was right
+    ax: Axes | None = None, # where to draw; a new figure if None
+) -> Axes: # what was drawn on
+    "Share of right answers over confidence, in ten steps: on the line, confidence means what it says"
+    ax = ax or plt.subplots(figsize=(4, 2.8), layout='constrained')[1]
+    step = np.minimum((np.asarray(confidence) * 10).astype(int), 9)
+    n = np.bincount(step, minlength=10)
+    seen = n > 0
+    mean = lambda v: np.bincount(step, v, 10)[seen] / n[seen]
+    ax.plot([0, 1], [0, 1], color='grey', lw=.7)
+    ax.scatter(mean(confidence), mean(correct), s=8 + 120 * n[seen] / n.max())
+    ax.set(xlabel='confidence', ylabel='of these right', xlim=(0, 1), ylim=(0, 1))
+    return ax

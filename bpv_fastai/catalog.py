@@ -155,7 +155,7 @@ def _read_parquet(path: Path, columns: list) -> Iterator[tuple[pd.DataFrame, lis
         names, _ = _header(file.schema_arrow.names, columns, path, 'parquet')
         wanted, first = [names[c] if isinstance(c, int) else c for c in columns], 1
         for batch in file.iter_batches(_part_size, columns=wanted):
-            df = batch.to_pandas()[wanted]
+            df = batch.to_pandas(ignore_metadata=True)[wanted]
             df.columns, df.index = columns, range(first, first + len(df))
             first += len(df)
             yield df, []
@@ -187,13 +187,12 @@ def _read_file(path: Path, columns: list) -> Iterator[tuple[pd.DataFrame, list]]
     with _reading(path): yield from _read_parquet(path, columns) if kind == 'parquet' else _read_rows(path, kind, columns)
 
 # %% ../nbs/00_catalog.ipynb #d247af2e
-def _left_out(bad: list, source: str, on_bad: str):
+def _left_out(bad: list, n_bad: int, source: str, on_bad: str):
     "Stop at bad rows, if that is what was asked for"
-    if on_bad not in ('raise', 'drop'): raise ValueError(f"on_bad is {on_bad!r}; it can be 'raise' or 'drop'")
     if not bad or on_bad == 'drop': return
     b = bad[0]
     column = f", column {b['column']!r}" if b['column'] != '' else ''
-    more = f' {len(bad):,} cells or rows are bad in all.' if len(bad) > 1 else ''
+    more = f' {n_bad:,} cells or rows are bad in all.' if n_bad > 1 else ''
     raise CatalogError(f"{source}, row {b['row']!r}{column}: {b['problem']}.{more} "
                        "Mend them, or pass on_bad='drop' to leave those rows out and see them in the report: catalog_report(df).bad_rows, or dls.report.bad_rows")
 
@@ -219,6 +218,8 @@ def _columns_of(df: pd.DataFrame, columns: list) -> pd.DataFrame:
 # %% ../nbs/00_catalog.ipynb #135f896d
 def _parts(df: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, list]]:
     "A table in memory as `_read_file` gives one; at least one part"
+    df = df.copy(deep=False)
+    df.attrs = {}  # pandas compares those of all parts when it puts them together
     for i in range(0, max(1, len(df)), _part_size): yield df.iloc[i:i + _part_size], []
 
 def _checked(part: pd.DataFrame, asked: dict) -> tuple[pd.DataFrame, list]:
@@ -242,14 +243,15 @@ def read_catalog(
     "Read a table of titles and categories and check every row. Raises `CatalogError` with file, row, column and what to do"
     columns = [title_col, category_col, *other_cols]
     from_file, name = not isinstance(source, pd.DataFrame), 'DataFrame' if isinstance(source, pd.DataFrame) else str(source)
-    found, kept, bad, n, numbers = _read_file(Path(source), columns) if from_file else _parts(_columns_of(source, columns)), [], [], 0, False
+    if on_bad not in ('raise', 'drop'): raise ValueError(f"on_bad is {on_bad!r}; it can be 'raise' or 'drop'")
+    found, kept, bad, n, n_bad, numbers = _read_file(Path(source), columns) if from_file else _parts(_columns_of(source, columns)), [], [], 0, 0, False
     for part, misshapen in found:
         numbers |= bool(pd.api.types.is_numeric_dtype(part.iloc[:, 1].dtype))
         usable, wrong = _checked(part.set_axis(['title', 'category', *other_cols], axis=1), dict(title=title_col, category=category_col))
-        kept.append(usable); n += len(part) + len(misshapen)
-        bad += sorted(misshapen + wrong, key=lambda b: b['row']) if from_file else wrong
+        kept.append(usable); n += len(part) + len(misshapen); n_bad += len(misshapen) + len(wrong)
+        if on_bad == 'drop' or not bad: bad += sorted(misshapen + wrong, key=lambda b: b['row']) if from_file else wrong
     if not n: raise CatalogError(f'{name}: no rows')
-    _left_out(bad, name, on_bad)
+    _left_out(bad, n_bad, name, on_bad)
     df = pd.concat(kept, ignore_index=from_file)
     if not len(df): raise CatalogError(f'{name}: none of the {n:,} rows is usable; the first: {bad[0]["problem"]} (row {bad[0]["row"]})')
     df.attrs['catalog'] = _summary(df, name, bad, n - len(df))

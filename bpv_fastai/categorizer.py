@@ -6,7 +6,7 @@
 __all__ = ['CategorizerError', 'usable_cores', 'Categorizer']
 
 # %% ../nbs/51_categorizer.ipynb #600c7cc2
-import copy, hashlib, json, math, os, platform, uuid, warnings
+import copy, hashlib, json, math, os, platform, threading, uuid, warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -165,14 +165,28 @@ def usable_cores() -> int: # at least 1
     except (OSError, ValueError): return cores
     return max(1, min(cores, math.ceil(int(quota) / int(period)))) if quota.isdigit() else cores
 
+class _OneThreadEach:
+    "While anybody is inside, PyTorch has one thread for each of ours; what it had before comes back when the last one leaves"
+    lock, inside = threading.Lock(), 0
+    def __enter__(self):
+        with self.lock:
+            if not _OneThreadEach.inside: _OneThreadEach.before = torch.get_num_threads()
+            _OneThreadEach.inside += 1
+        return min(_OneThreadEach.before, usable_cores())
+
+    def __exit__(self, *args):
+        with self.lock:
+            _OneThreadEach.inside -= 1
+            if not _OneThreadEach.inside: torch.set_num_threads(_OneThreadEach.before)
+
 def _on_each(f: Callable, items: Iterable, device: torch.device):
     "Call `f` on each item without gradients; on a CPU in as many threads as there are cores, each with one of them"
-    quietly, before = torch.inference_mode()(f), torch.get_num_threads()
-    workers = min(before, usable_cores()) if device.type == 'cpu' else 1
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(before if workers == 1 else 1,)) as pool:
-            for _ in pool.map(quietly, items): pass
-    finally: torch.set_num_threads(before)
+    quietly = torch.inference_mode()(f)
+    if device.type != 'cpu':
+        for item in items: quietly(item)
+        return
+    with _OneThreadEach() as workers, ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for _ in pool.map(quietly, items): pass
 
 # %% ../nbs/51_categorizer.ipynb #962d432c
 class _TorchEngine:
@@ -184,9 +198,9 @@ class _TorchEngine:
 
     def log_probs(self, x: torch.Tensor) -> torch.Tensor: return self.net(x)
 
-def _batches(lengths: np.ndarray, bs: int, cells: int = 2**15) -> Iterator[np.ndarray]:
+def _batches(lengths: np.ndarray, bs: int, cells: int | None = None) -> Iterator[np.ndarray]:
     "Indices of titles, longest first, at most `bs` and about `cells` characters in each batch"
-    order, at = sorted_order(lengths), 0
+    order, at, cells = sorted_order(lengths), 0, cells or max(2**15, 64 * bs)
     while at < len(order):
         n = max(1, min(bs, cells // int(lengths[order[at]])))
         yield order[at:at + n]

@@ -18,7 +18,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from fastai.torch_core import default_device
 from fastcore.imports import IN_NOTEBOOK
 from fastcore.script import call_parse
 
@@ -34,6 +33,7 @@ from .label import _column, _few_threads, one_line_errors
 from .learner import TitleLearner
 from .members import means_bf16
 from .metrics import CategoryCounts
+from .resume import ResumeError
 
 # %% ../nbs/54_cli.ipynb #bb2f73f1
 def _save_plots(df: pd.DataFrame, learn: TitleLearner, out: Path) -> list:
@@ -86,11 +86,15 @@ def _own_catalog(catalog: str, title: str, category: str, drop: bool, out: Path)
 def _chosen(dls: TitleDataLoaders, o: dict, out: Path) -> dict:
     "The options, with what was not given chosen for the catalog; a run that goes on keeps what was chosen"
     note, n, networks = out/'models'/'chosen.json', len(dls.train_ds), max(1, 2 * o['pairs'])
-    asked = {k: o[k] for k in ('nh', 'epochs', 'lr', 'for_minutes', 'pairs')} | dict(titles=n)
-    if note.exists() and (kept := json.loads(note.read_text()))['asked'] == asked: return o | kept['chosen']
-    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half']), networks, min(networks, torch.get_num_threads()), dls.device.type)
-    else: found = default_training(n, dls.device.type)
-    chosen = dict(nh=o['nh'] or found['nh'], epochs=o['epochs'] or found['epochs'], lr=o['lr'] or found['lr_max'])
+    asked = {k: o[k] for k in ('nh', 'epochs', 'lr', 'for_minutes', 'pairs', 'ngrams', 'half')} | dict(titles=n)
+    if note.exists():
+        kept = json.loads(note.read_text())
+        if kept['asked'] == asked: return o | kept['chosen']
+        if (out/'models'/'ensemble').exists(): raise ResumeError(f'{out}/models holds members of another training: remove it to start anew')
+    at_once = min(networks, torch.get_num_threads()) if dls.device.type == 'cpu' else 1
+    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half']), networks, at_once, dls.device.type, o['nh'], o['epochs'])
+    else: found = default_training(n, dls.device.type) | {k: o[k] for k in ('nh', 'epochs') if o[k]}
+    chosen = dict(nh=found['nh'], epochs=found['epochs'], lr=o['lr'] or found['lr_max'])
     if not o['ngrams']: chosen['epochs'] = max(1, chosen['epochs'])
     note.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(note) as f: f.write_text(json.dumps(dict(asked=asked, chosen=chosen)))
@@ -98,9 +102,10 @@ def _chosen(dls: TitleDataLoaders, o: dict, out: Path) -> dict:
 
 def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float, dict]:
     "Trained networks, the seconds they took, and the options with what was chosen"
-    usual = default_training(int((~df['is_valid']).sum()), default_device().type)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    usual = default_training(int((~df['is_valid']).sum()), device)
     o = o | dict(bs=o['bs'] or usual['bs'])
-    dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=o['bs'], val_bs=256, seed=o['seed'], max_len=o['max_len'], verbose=False)
+    dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=o['bs'], val_bs=256, seed=o['seed'], max_len=o['max_len'], device=device, verbose=False)
     if o['fresh']: shutil.rmtree(out/'models', ignore_errors=True)
     start, half = time.perf_counter(), means_bf16(o['precision'], dls.device)
     o = _chosen(dls, o | dict(half=half), out)
@@ -111,7 +116,8 @@ def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float, dict]
                            resume=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, nh=o['nh'])
     (out/'models'/'chosen.json').unlink(missing_ok=True)
     if not list((out/'models').iterdir()): (out/'models').rmdir()
-    return learn, time.perf_counter() - start, o
+    before = learn.reports['seconds'].sum() / (min(len(learn.reports), torch.get_num_threads()) if device == 'cpu' else 1)  # of a run that went on, too
+    return learn, max(time.perf_counter() - start, float(before)), o
 
 # %% ../nbs/54_cli.ipynb #35338fa2
 def _judge(df: pd.DataFrame, learn: TitleLearner, linear: bool = True) -> dict:

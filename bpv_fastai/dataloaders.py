@@ -203,7 +203,7 @@ class _NewTitles(DataLoaders):
 
     def with_train(self,
         dataset: TitleDataset | None = None, # other titles to train on; the same if None
-        **kwargs # for `TitleDL`: seed, window, bs, backwards
+        **kwargs # for `TitleDL`: seed, window, bs
     ):
         "Loaders with the same validation titles, and others to train on or another order of them"
         dls = type(self)(self.train.new(dataset, shuffle=True, **kwargs), self.valid, path=self.path, device=self.device)

@@ -33,7 +33,7 @@ def default_training(
 ) -> dict: # nh, epochs, lr_max, bs
     "Width, epochs, peak rate and batch for a catalog. On a GPU they are the paper's (section 5)"
     if n_titles < 1: raise ValueError('there are no titles to train on')
-    if device != 'cpu': return dict(nh=512, epochs=max(20, default_epochs(n_titles)), lr_max=1., bs=256 if n_titles >= 20_000 else 128)
+    if device == 'cuda': return dict(nh=512, epochs=max(20, default_epochs(n_titles)), lr_max=1., bs=256 if n_titles >= 20_000 else 128)
     return dict(nh=128 if n_titles < 20_000 else 160, epochs=default_epochs(n_titles), lr_max=1., bs=128)
 
 # %% ../nbs/45_defaults.ipynb #7dc7da2b
@@ -45,12 +45,14 @@ def training_speed(
 ) -> float: # titles a second of one network, on one thread if on a CPU
     "Titles a second in training, measured now"
     threads, learn = torch.get_num_threads(), bpv_learner(dls, nh=nh)
-    if bf16: learn.to_bf16()
     net, seen = learn.model.train(), 0
+    if bf16: net.autocast = torch.bfloat16
     try:
         if dls.device.type == 'cpu': torch.set_num_threads(1)
         for i in range(n_batches + 2):
-            if i == 2: start = time.perf_counter()  # the first ones warm up
+            if i == 2:  # the first ones warm up
+                if dls.device.type == 'cuda': torch.cuda.synchronize()
+                start = time.perf_counter()
             x, y = dls.train.sample_batch(dls.train.bs)
             F.cross_entropy(net(x), y).backward()
             if i >= 2: seen += len(x)
@@ -74,12 +76,14 @@ def training_for(
     n_networks: int = 2, # recurrent networks
     at_once: int = 1, # that train side by side
     device: str = 'cpu', # 'cpu' or 'cuda'
+    nh: int | None = None, # this width, if given
+    epochs: int | None = None, # so many passes, if given
 ) -> dict: # nh, epochs, lr_max, bs; no epochs where there is no time for one
     "What to train to be ready in so many minutes"
     if minutes <= 0 or speed <= 0: raise ValueError('minutes and speed must be above 0')
     usual, rounds = default_training(n_titles, device), math.ceil(n_networks / at_once)
-    def epochs(nh): return minutes * 60 * speed / (n_titles * rounds * relative_cost(nh))
-    fits = [nh for nh in widths if nh <= 2 * usual['nh'] and epochs(nh) >= max(1, usual['epochs'] / 2)] or [nh for nh in widths[:2] if epochs(nh) >= 1]
-    if not fits: return usual | dict(nh=widths[0], epochs=0)
-    nh = max(fits)
-    return usual | dict(nh=nh, epochs=min(int(epochs(nh)), round(1.5 * usual['epochs'])))
+    def in_time(nh): return minutes * 60 * speed / (n_titles * rounds * relative_cost(nh))
+    choice, enough = [nh] if nh else [w for w in widths if w <= 2 * usual['nh']], epochs or usual['epochs'] / 2
+    fits = [w for w in choice if in_time(w) >= max(1, enough)] or [w for w in choice[:2] if in_time(w) >= 1]
+    if not fits: return usual | dict(nh=choice[0], epochs=0)
+    return usual | dict(nh=max(fits), epochs=min(int(in_time(max(fits))), epochs or round(1.5 * usual['epochs'])))

@@ -56,9 +56,9 @@ def _member_learner(dls: TitleDataLoaders, job: dict) -> TitleLearner:
 
 class _Counts(Callback):
     "Tells how many batches are done, and stops when the process that asked for the work is gone"
-    def __init__(self, told): self.told, self.last, self.parent = told, 0., os.getppid()
+    def __init__(self, told, parent=None): self.told, self.last, self.parent = told, 0., parent
     def after_batch(self):
-        if os.getppid() != self.parent: os.kill(os.getpid(), signal.SIGINT)
+        if self.parent is not None and os.getppid() != self.parent: os.kill(os.getpid(), signal.SIGINT)
         if self.training and (time.monotonic() - self.last > .5 or self.iter == self.n_iter - 1):
             self.told(self.epoch * self.n_iter + self.iter + 1); self.last = time.monotonic()
 
@@ -68,14 +68,14 @@ def _fit_member(learn: TitleLearner, job: dict, lr: float, cbs: list):
         fit = dict(linear=learn.fit_linear_cycle, cosine=learn.fit_one_cycle, falling=partial(learn.fit_flat_cos, pct_start=0.))[job['schedule']]
         fit(job['epochs'], lr, cbs=cbs)
 
-def _train_member(dls: TitleDataLoaders, folder: Path, i: int, told) -> None:
+def _train_member(dls: TitleDataLoaders, folder: Path, i: int, told, parent: int | None = None) -> None:
     "Train member `i` as its description says, and leave its weights and scores"
     job, lr, checkpoints = json.loads((folder/f'{i}.json').read_text()), None, None
     while True:
         learn = _member_learner(dls, job)
         lr = lr or job['lr_max'] or learn.lr
-        checkpoints = Checkpoints(folder/f'{i}.checkpoint', job['minutes'], verbose=False)
-        try: _fit_member(learn, job, lr, [checkpoints, _Counts(told)]); break
+        checkpoints = Checkpoints(folder/f'{i}.checkpoint', job['minutes'], keep=True, verbose=False)
+        try: _fit_member(learn, job, lr, [checkpoints, _Counts(told, parent)]); break
         except TrainingDiverged:  # a bag of n-grams does best at a rate just below that, and takes seconds
             if job['kind'] != 'ngrams' or lr < .1: raise
             lr /= 2
@@ -83,11 +83,12 @@ def _train_member(dls: TitleDataLoaders, folder: Path, i: int, told) -> None:
             if job['kind'] != 'ngrams': raise
             (folder/f'{i}.checkpoint').unlink()
     recorder, scores = learn.recorder, {}
-    if recorder.values: scores = dict(zip(recorder.metric_names[1:], map(float, recorder.values[-1])))
+    if recorder.values: scores = {n: float(v) for n, v in zip(recorder.metric_names[1:], recorder.values[-1]) if v is not None}  # no validation titles, no scores
     step = max(1, len(recorder.losses) // 300)
-    curve = dict(epochs=[round(n / len(learn.dls.train), 4) for n in range(1, len(recorder.losses) + 1, step)], losses=[float(o) for o in recorder.losses[::step]], valid=[float(v[1]) for v in recorder.values if len(v) > 1])
+    curve = dict(epochs=[round(n / len(learn.dls.train), 4) for n in range(1, len(recorder.losses) + 1, step)], losses=[float(o) for o in recorder.losses[::step]], valid=[float(v[1]) for v in recorder.values if len(v) > 1 and v[1] is not None])
     with whole_file(folder/f'{i}.scores') as f: f.write_text(json.dumps(dict(scores=scores | dict(seconds=checkpoints.seconds), curve=curve)))
     with whole_file(folder/f'{i}.safetensors') as f: save_file({n: t.cpu().contiguous() for n, t in learn.model.state_dict().items()}, f)
+    (folder/f'{i}.checkpoint').unlink(missing_ok=True)
 
 # %% ../nbs/50_ensemble.ipynb #2b3cfbf0
 def _save_data(dls: TitleDataLoaders, folder: Path):
@@ -107,7 +108,7 @@ def _work(folder: str, i: int, device: str):
     folder = Path(folder)
     def told(n):
         with whole_file(folder/f'{i}.batches') as f: f.write_text(str(n))
-    try: _train_member(_load_data(folder, json.loads((folder/f'{i}.json').read_text()), device), folder, i, told)
+    try: _train_member(_load_data(folder, json.loads((folder/f'{i}.json').read_text()), device), folder, i, told, os.getppid())
     except KeyboardInterrupt: sys.exit(130)
 
 def _start(folder: Path, i: int, device: str, threads: int) -> subprocess.Popen:
@@ -153,14 +154,16 @@ class _Members(TitleLearner):
         average: str = 'log_prob', # 'log_prob' (the paper's) or 'prob'
         dls: TitleDataLoaders | None = None, # titles to judge and calibrate on; those of the first member if None
         progress: bool = True, # show a bar while calibrating
+        weigh: bool = False, # fit the members' shares to validation titles; all count the same (the paper) otherwise
     ):
+        if weigh and average == 'prob': raise ValueError("shares are fitted for the average of log-probabilities: average='log_prob'")
         learns = list(learns)
         if not learns: raise ValueError('an ensemble needs at least one trained learner')
         _same_vocabularies(learns)
         dls = (learns[0].dls if dls is None else dls).with_backwards(False)
         net = TitleEnsemble(*zip(*(m for learn in learns for m in members_of(learn))), average)
         super().__init__(dls, net, metrics=[accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()], cbs=F1Calibration(verbose=False), path=learns[0].path)
-        self.reports, self.curves, self.weighed = None, [], False
+        self.reports, self.curves, self.weighed = None, [], weigh
         with nullcontext() if progress else self.no_bar(): self._changed(self.model)
 
     def _changed(self, net: TitleEnsemble):
@@ -198,11 +201,6 @@ class _Changes(_Members):
         axs[0].set(xlabel='epochs', ylabel='training loss, smoothed'); axs[1].set(xlabel='epochs', ylabel='validation loss'); axs[0].legend(frameon=False)
         return axs
 
-    def weigh(self): # itself, calibrated anew
-        "Fit the members' shares to the validation titles, now and whenever members come or go; before, all count the same (the paper)"
-        self.weighed = True
-        return self._changed(self.model)
-
     def add(self,
         learn: TitleLearner, # a trained learner over the same vocabularies
     ): # itself, calibrated anew
@@ -234,10 +232,10 @@ def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path,
 class _FromFolder(_Changes):
     "Members from where they were trained"
     @classmethod
-    def _from_folder(cls, dls, jobs, folder, average, progress):
+    def _from_folder(cls, dls, jobs, folder, average, progress, weigh):
         learns = [_member_learner(dls, job) for job in jobs]
         for i, learn in enumerate(learns): learn.model.load_state_dict(load_file(folder/f'{i}.safetensors', device=str(dls.device)))
-        made = cls(learns, average, dls, progress)
+        made = cls(learns, average, dls, progress, weigh)
         found = [json.loads((folder/f'{i}.scores').read_text()) for i in range(len(jobs))]
         scores, made.curves = [o['scores'] for o in found], [o['curve'] for o in found]
         made.reports = pd.DataFrame([dict(direction='n-grams' if j['kind'] == 'ngrams' else 'backward' if j['backwards'] else 'forward', seed=j['seed']) | s for j, s in zip(jobs, scores)])
@@ -256,7 +254,7 @@ class Ensemble(_FromFolder):
         directions: Sequence[bool] | None = None, # which members read backwards, instead of pairs
         schedule: str = 'linear', # 'linear' (the paper's cycle) or 'cosine' (fastai's one cycle)
         average: str = 'log_prob', # how they are averaged: 'log_prob' or 'prob'
-        ngrams: bool = False, # a bag of n-grams as one more member (see `ngrams`), which the paper does not have; members then have shares (`weigh`)
+        ngrams: bool = False, # a bag of n-grams as one more member (see `ngrams`), which the paper does not have; members of a 'log_prob' average then have shares, fitted to validation titles
         bf16: bool = False, # train the recurrent networks in bfloat16
         minutes: float = 5., # between two checkpoints of a member
         n_jobs: int | None = None, # members trained side by side, each in a process of its own; on a CPU as many as threads, on a GPU 1, if None
@@ -277,10 +275,8 @@ class Ensemble(_FromFolder):
             if n_jobs > 1 and len(todo) > 1: _save_data(dls, folder); _side_by_side(folder, todo, min(n_jobs, len(todo)), str(dls.device), n_batches, bar)
             else:
                 for j, i in enumerate(todo): _train_member(dls, folder, i, lambda n, before=sum(n_batches[k] for k in todo[:j]): bar.update(before + n - bar.n))
-        made = cls._from_folder(dls, jobs, folder, average, progress)
+        made = cls._from_folder(dls, jobs, folder, average, progress, ngrams and average == 'log_prob')
         shutil.rmtree(folder)
-        if ngrams:
-            with nullcontext() if progress else made.no_bar(): made.weigh()
         return made
 
 # %% ../nbs/50_ensemble.ipynb #941e34a0
@@ -296,8 +292,9 @@ def snapshots(
     for _ in range(n):
         learn.fit_linear_cycle(epochs, lr_max)
         taken.append(copy.deepcopy(learn.model))
-    made = Ensemble([learn], average)
-    return made._changed(TitleEnsemble(taken, [learn.dls.train.backwards] * n, average))
+    last, learn.model = learn.model, TitleEnsemble(taken, [learn.dls.train.backwards] * n, average)
+    try: return Ensemble([learn], average)
+    finally: learn.model = last
 
 # %% ../nbs/50_ensemble.ipynb #af99b086
 class DistillationLoss(CrossEntropyLossFlat):

@@ -56,7 +56,7 @@ class TitleEnsemble(nn.Module):
         if len(backwards) != len(members): raise ValueError(f'{len(backwards)} directions for {len(members)} members')
         if average not in ('prob', 'log_prob'): raise ValueError(f"average is {average!r}; it can be 'prob' or 'log_prob'")
         if shares is not None and (len(shares) != len(members) or not all(0 <= s <= 1 for s in shares) or abs(sum(shares) - 1) > 1e-6): raise ValueError(f'shares are {shares!r}; give {len(members)} numbers from 0 that add up to 1')
-        self.members, self.backwards, self.average, self.shares = nn.ModuleList(members), backwards, average, shares
+        self.members, self.backwards, self.average, self.shares = nn.ModuleList(members), backwards, average, None if shares is None else [float(s) for s in shares]
 
     def forward(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0

@@ -112,7 +112,8 @@ class CategoryVocab(_Vocab):
         categories: Sequence[str], # a category for each training title
     ) -> 'CategoryVocab':
         "The vocabulary of some labels"
-        counts = (categories if isinstance(categories, pd.Series) else pd.Series(categories, dtype=object)).value_counts(sort=False).sort_index()
+        text = isinstance(categories, pd.Series) and isinstance(categories.dtype, pd.StringDtype)
+        counts = (categories if text else pd.Series(categories, dtype=object)).value_counts(sort=False).sort_index()
         return cls(counts.index[np.argsort(-counts.to_numpy(), kind='stable')])
 
     def encode(self,

@@ -163,3 +163,32 @@ def test_synthetic_catalog_has_the_shape_of_the_challenge():
     assert not df.equals(synthetic_catalog(100_000, 500, seed=6))
     assert synthetic_catalog(3_600, 3_008).category.nunique() == 3_008
     assert len(synthetic_catalog(1, 1)) == 1 and len(synthetic_catalog(3, 100)) == 3
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    import bpv_fastai.catalog as module
+    monkeypatch.setattr(module, '_part_size', 7)
+
+
+def test_parts_make_the_same_table(tmp_path, small_parts):
+    "Files and tables are read in parts; where they are cut must not show"
+    df = synthetic_catalog(40, 5)
+    df.to_csv(tmp_path/'a.csv', index=False); df.to_csv(tmp_path/'a.tsv', sep='\t', index=False, header=False, quoting=3); df.to_parquet(tmp_path/'a.parquet')
+    for file in ('a.csv', 'a.tsv', 'a.parquet'): assert read_catalog(tmp_path/file, verbose=False).equals(df)
+    for index in (pd.Index([3] * 40), pd.MultiIndex.from_arrays([range(40), ['a'] * 40]), pd.date_range('2020', periods=40)):
+        assert read_catalog(df.set_axis(index), verbose=False).equals(df.set_axis(index))
+    odd = df.copy(); odd.attrs['array'] = np.arange(3)
+    assert read_catalog(odd, verbose=False).equals(df)
+    indexed = df.set_index('title'); indexed.to_parquet(tmp_path/'indexed.parquet')
+    assert read_catalog(tmp_path/'indexed.parquet', verbose=False).equals(df)
+
+
+def test_bad_rows_of_later_parts_have_their_own_numbers(tmp_path, small_parts):
+    rows = [f'title {i},{i % 3}' for i in range(30)]
+    rows[17], rows[25], rows[26] = ',1', 'a,b,c', 'x,'
+    (tmp_path/'bad.csv').write_text('title,category\n' + '\n'.join(rows) + '\n')
+    with pytest.raises(CatalogError, match="row 19, column 'title': empty. 3 cells or rows"): read_catalog(tmp_path/'bad.csv')
+    df = read_catalog(tmp_path/'bad.csv', on_bad='drop', verbose=False)
+    assert catalog_report(df).bad_rows.row.tolist() == [19, 27, 28] and len(df) == 27 and df.index.tolist() == list(range(27))
+    assert catalog_report(df)['dropped'] == 3

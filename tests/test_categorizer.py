@@ -278,3 +278,14 @@ def test_what_is_no_title_classifier_is_not_saved():
     from bpv_fastai.dataloaders import TitleDataLoaders
     dls = TitleDataLoaders.from_df(synthetic_catalog(60, 3), bs=16, verbose=False)
     with pytest.raises(CategorizerError, match='TitleClassifier'): Categorizer.from_learner(Learner(dls, torch.nn.Linear(2, 2)))
+
+
+def test_predicting_in_several_threads_at_once(cat):
+    "The answers are those of one after the other, and PyTorch has its threads back"
+    from concurrent.futures import ThreadPoolExecutor
+    titles, before = synthetic_catalog(3_000, 6, seed=5)['title'].tolist(), torch.get_num_threads()
+    wanted = cat.predict(titles, precision='fp32', progress=False)
+    with ThreadPoolExecutor(4) as pool:
+        for df in pool.map(lambda _: cat.predict(titles, precision='fp32', progress=False), range(8)): assert df.equals(wanted)
+        assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {before}
+    assert torch.get_num_threads() == before

@@ -119,3 +119,47 @@ def test_bfloat16_members(dls):
         warnings.simplefilter('ignore')
         pair = train(dls, bf16=True)
     assert {p.dtype for p in pair.model.parameters()} == {torch.float32} and np.isfinite(pair.reports['valid_loss']).all()
+
+
+def test_all_titles_for_training_and_none_for_validation(tmp_path):
+    "Scores are left out where there is nothing to score on"
+    dls = TitleDataLoaders.from_df(synthetic_catalog(300, 3), valid_pct=0, bs=32, path=tmp_path, verbose=False)
+    made = train(dls, ngrams=True)
+    assert len(made.model.members) == 3 and made.model.shares is None and 'weighted_f1' not in made.reports
+
+
+def test_only_the_bag(dls):
+    made = train(dls, directions=[], ngrams=True)
+    assert made.reports['direction'].tolist() == ['n-grams'] and made.model.shares is None
+    with pytest.raises(ValueError, match='0 seeds for 0 members'): train(dls, directions=[])
+
+
+def test_shares_are_for_log_probabilities(dls):
+    with pytest.raises(ValueError, match="average='log_prob'"): Ensemble([bpv_learner(dls, nh=8)], 'prob', weigh=True)
+    assert train(dls, ngrams=True, average='prob').model.shares is None
+
+
+@given(st.integers(2, 4), st.integers(2, 6), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_shares_against_a_grid(n_members, n_categories, seed):
+    "No weights on a grid have a smaller log-loss than those that the shares are in proportion to"
+    gen = torch.Generator().manual_seed(seed)
+    targs = torch.randint(0, n_categories, (400,), generator=gen)
+    said = [(k * torch.nn.functional.one_hot(targs, n_categories) + torch.randn(400, n_categories, generator=gen)).log_softmax(-1) for k in range(n_members)]
+    shares = fit_shares(said, targs)
+    assert abs(sum(shares) - 1) < 1e-6 and min(shares) >= 0
+    def loss(weights): return torch.nn.functional.cross_entropy(sum(w * lp for w, lp in zip(weights, said)), targs).item()
+    best = min(loss([scale * s for s in shares]) for scale in np.linspace(.2, 20, 400))
+    rng = np.random.default_rng(seed)
+    assert best <= min(loss(rng.uniform(0, 2, n_members)) for _ in range(100)) + 1e-3
+
+
+def test_views_of_a_bag_do_not_repeat_themselves():
+    "A title said twice is the same title"
+    vocab = CharVocab('abcdefghij ')
+    bag = NgramBag(len(vocab), 4, letters(vocab.chars), n_rows=2**12, dim=8).eval()
+    torch.nn.init.normal_(bag.linear.weight)
+    def logits(title):
+        t = encode_titles([title], vocab)
+        return bag(torch.tensor(t[0].astype('int64'))[None])
+    assert torch.allclose(logits('abc abc'), logits('abc abc abc'), atol=1e-6) and not torch.allclose(logits('abc'), logits('abd'), atol=1e-3)

@@ -142,3 +142,13 @@ def test_what_a_data_loader_refuses():
     with pytest.raises(TypeError, match='one string'): encode_titles('a title', dls.char_vocab)
     with pytest.raises(CatalogError, match="category new .row 0. is not among"): dls.test_dl(pd.DataFrame(dict(title=['a'], category=['new'])), with_labels=True)
     with pytest.raises(CatalogError, match="no column 'title'"): dls.test_dl(pd.DataFrame(dict(name=['a'])))
+
+
+def test_categories_of_every_kind_of_column():
+    "Text is looked up once for each name, the rest one by one; both give the same"
+    names = ['b', 'a', 'c', 'a', 'b', 'a']
+    for column in (names, pd.Series(names), pd.Series(names, dtype=object), pd.Series(names, dtype='category'), pd.Series(names, index=[9] * 6)):
+        vocab = CategoryVocab.fit(column)
+        assert vocab.entries == ['a', 'b', 'c'] and vocab.encode(column).tolist() == [1, 0, 2, 0, 1, 0]
+    assert CategoryVocab.fit(pd.Series(names, dtype='category')[:2]).entries == ['a', 'b']
+    assert vocab.encode(pd.Series(['a', None, 'z'])).tolist() == [0, -1, -1] and vocab.encode(pd.Series([], dtype='str')).tolist() == []
