@@ -25,8 +25,9 @@ def test_killed_and_gone_on_with():
 
 def test_an_interrupted_training_leaves_a_checkpoint_and_goes_on(tmp_path):
     synthetic_catalog(3_000, 8).to_csv(tmp_path/'c.csv', index=False)
-    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '300', '--nh', '24', '--bs', '16', '--nolinear', '--plain', '--threads', '2']
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', '100', '--nh', '24', '--bs', '16', '--nolinear', '--plain', '--threads', '2']
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that a shell started in the background would hand down deafness
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while 'training forward' not in process.stdout.readline(): assert process.poll() is None
     members = tmp_path/'model'/'models'/'ensemble'
     while len(list(members.glob('*.batches'))) < 2: time.sleep(.1); assert process.poll() is None  # until both are at work
