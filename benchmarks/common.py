@@ -2,10 +2,12 @@
 import json
 import os
 import platform
+import tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 results = Path(__file__).parent/'results'
@@ -26,3 +28,18 @@ def save(name: str, result: dict) -> Path:
     beside.replace(path)
     print(f'written: benchmarks/results/{path.name}')
     return path
+
+
+def fasttext_model(titles, targs, valid: tuple | None = None, **options):
+    "fastText trained on titles and category ids; on `valid`, another such pair, its autotune finds the settings. Raises `ImportError` where it is not installed"
+    import fasttext
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (some, ids) in dict(train=(titles, targs), **({} if valid is None else dict(valid=valid))).items():
+            (Path(folder)/name).write_text(''.join(f'__label__{y} {t}\n' for t, y in zip(some, ids)))
+        if valid is not None: options['autotuneValidationFile'] = f'{folder}/valid'
+        return fasttext.train_supervised(f'{folder}/train', verbose=0, thread=os.cpu_count(), **options)
+
+
+def fasttext_ids(model, titles) -> np.ndarray:
+    "The category id that it gives each title"
+    return np.array([int(labels[0].removeprefix('__label__')) for labels in model.predict(list(titles))[0]])

@@ -8,15 +8,13 @@ Each title once; a seed draws training, validation (a third as many, at most 20,
 are for what is not training: shares, calibration and decisions of ours, fastText's autotune, which gets as many seconds as our training took. C of the
 SVMs is chosen among .3, 1 and 3 on a fifth of the training titles (at most 20,000). Runs are kept in benchmarks/runs/; what is there is not run again."""
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from common import save
+from common import fasttext_ids, fasttext_model, save
 from fastcore.script import call_parse
 from scipy.stats import t as student_t
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -86,17 +84,12 @@ def svm(features: TfidfVectorizer, train, judge: Judge) -> dict:
 
 def fasttext(train, valid, judge: Judge, seconds: float) -> dict:
     "fastText, its settings found by its own autotune on the validation titles"
-    import fasttext
-    names = list(dict.fromkeys(train['category']))
-    number = {c: i for i, c in enumerate(names)}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, part in (('train', train), ('valid', valid)):
-            (Path(folder)/name).write_text(''.join(f'__label__{number[c]} {t.lower()}\n' for t, c in zip(part['title'], part['category'])))
-        start = time.perf_counter()
-        model = fasttext.train_supervised(f'{folder}/train', autotuneValidationFile=f'{folder}/valid', autotuneDuration=max(10, int(seconds)), thread=os.cpu_count(), verbose=0)  # prints its progress none the less
-        seconds = time.perf_counter() - start
-    said = [names[int(labels[0].removeprefix('__label__'))] for labels in model.predict([t.lower() for t in judge.test['title']])[0]]
-    return dict(f1=judge(said), seconds=seconds)
+    vocab = CategoryVocab.fit(train['category'])
+    parts = [(part['title'].str.lower(), vocab.encode(part['category'])) for part in (train, valid)]
+    start = time.perf_counter()
+    model = fasttext_model(*parts[0], valid=parts[1], autotuneDuration=max(10, int(seconds)))  # prints its progress none the less
+    seconds = time.perf_counter() - start
+    return dict(f1=judge(vocab.decode(fasttext_ids(model, judge.test['title'].str.lower()))), seconds=seconds)
 
 
 def run(n: int, seed: int):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import save
+from common import fasttext_ids, fasttext_model, save
 from scipy.stats import t as student_t
 from fastai.callback.core import Callback, CancelValidException
 from fastai.torch_core import set_seed
@@ -172,14 +172,11 @@ def baselines(runs: Runs) -> dict:
     for C in (.5, 1.):
         model, seconds = linear_baseline(runs.train['title'], runs.train['category'], C)
         found[f'linear SVM, C={C}'] = judged(model.predict(titles), seconds)
-    try: import fasttext
-    except ImportError: return found
-    file, number = runs.folder/'fasttext.txt', {c: i for i, c in enumerate(runs.vocab)}
-    file.write_text(''.join(f"__label__{number[c]} {t}\n" for t, c in zip(runs.train['title'], runs.train['category'])))
     start = time.perf_counter()
-    model = fasttext.train_supervised(str(file), epoch=25, lr=.5, wordNgrams=2, minn=2, maxn=5, dim=100, verbose=0, thread=os.cpu_count())
+    try: model = fasttext_model(runs.train['title'], runs.vocab.encode(runs.train['category']), epoch=25, lr=.5, wordNgrams=2, minn=2, maxn=5, dim=100)
+    except ImportError: return found
     seconds = time.perf_counter() - start
-    found['fastText'] = judged([runs.vocab[int(labels[0].removeprefix('__label__'))] for labels in model.predict(titles)[0]], seconds)
+    found['fastText'] = judged(runs.vocab.decode(fasttext_ids(model, titles)), seconds)
     return found
 
 

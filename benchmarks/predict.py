@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import save
+from common import fasttext_model, save
 from fastcore.script import call_parse
 
 from bpv_fastai.all import *
@@ -68,10 +68,7 @@ def others(df, folder: Path) -> dict:
     coefs = linear[-1]
     found = {'TF-IDF words, LinearSVC': (linear.predict, (coefs.coef_.nbytes + sum(map(len, linear[0].vocabulary_))) / 1e6)}
     if importlib.util.find_spec('fasttext'):
-        import fasttext
-        names = {c: f'__label__{i}' for i, c in enumerate(df['category'].unique())}
-        (folder/'fasttext.txt').write_text('\n'.join(f'{names[c]} {t}' for t, c in zip(df['title'].str.lower(), df['category'])))
-        model = fasttext.train_supervised(str(folder/'fasttext.txt'), epoch=25, lr=.5, wordNgrams=2, minn=3, maxn=5, bucket=200_000, thread=usable_cores(), verbose=0)
+        model = fasttext_model(df['title'].str.lower(), CategoryVocab.fit(df['category']).encode(df['category']), epoch=25, lr=.5, wordNgrams=2, minn=3, maxn=5, bucket=200_000)
         model.save_model(str(folder/'fasttext.bin'))
         found['fastText'] = lambda titles: model.predict([t.lower() for t in titles]), (folder/'fasttext.bin').stat().st_size / 1e6
     return found

@@ -34,9 +34,9 @@ class Stages(dict):
         return result
 
 
-def train(learn, bs_lr: float):
+def train(learn, lr_max: float):
     "One epoch, and the F1 of validation titles with and without decisions"
-    with learn.no_bar(): learn.fit_linear_cycle(1, bs_lr)
+    with learn.no_bar(): learn.fit_linear_cycle(1, lr_max)
     return learn.f1_calibration.table
 
 
@@ -58,7 +58,6 @@ def main(
         dls = stages.run('loaders', TitleDataLoaders.from_csv, path, bs=bs, valid_pct=valid_pct)
     learn = bpv_learner(dls, nh=nh, n_layers=1)
     table = stages.run('epoch', train, learn, 1.)
-    print(table.to_string())
     stages.run('save', Categorizer.from_learner(learn).save, Path(tempfile.mkdtemp())/'model')
     peak = max(s['peak_gb'] for s in stages.values())
     save('scale', dict(titles=titles, categories=len(dls.vocab), nh=nh, bs=bs, valid_titles=len(dls.valid_ds), stages=stages, peak_gb=peak, weighted_f1={' '.join(way): float(v) for way, v in table['f1'].items()}))

@@ -24,7 +24,7 @@ from .catalog import CatalogError, _as_text, _columns_of, _problem
 from .decisions import Decider, decider_from_dict
 from .encoder import recurrent_cells
 from .files import map_file, whole_file
-from .members import TitleEnsemble, means_bf16, members_of, with_encoders_in
+from .members import TitleEnsemble, check_shares, means_bf16, members_of, with_encoders_in
 from .ngrams import NgramBag
 from .pooling import TitleClassifier
 from .probabilities import TopProbs
@@ -122,9 +122,10 @@ def _contents(path: Path, found: dict) -> tuple[list, list, dict]:
     if not isinstance(chars, str) or len(chars) > 2**16 - 4: raise CategorizerError('chars must be a text of at most 65,532 characters')
     if not isinstance(networks, list) or not 1 <= len(networks) <= 1_000: raise CategorizerError('there must be 1 to 1,000 networks')
     shares = found.get('shares')
-    if shares is not None and not (isinstance(shares, list) and len(shares) == len(networks) and all(type(s) is float and 0 <= s <= 1 for s in shares) and abs(sum(shares) - 1) < 1e-6): raise CategorizerError(f'{path}: the shares of the networks must be numbers from 0 that add up to 1')
+    if shares is not None and not (isinstance(shares, list) and all(type(s) is float for s in shares)): raise CategorizerError(f'{path}: the shares of the networks must be numbers from 0 that add up to 1')
     if found.get('average') not in ('prob', 'log_prob') or not isinstance(found.get('report'), dict): raise CategorizerError(f'{path} has no way of averaging, or no report')
     try:
+        check_shares(shares, len(networks))
         char_vocab, vocab = CharVocab(chars), CategoryVocab(categories)
         decider = Decider() if found.get('decisions') is None else decider_from_dict(found['decisions'], len(vocab))
     except ValueError as e: raise CategorizerError(f'{path}: {e}') from None

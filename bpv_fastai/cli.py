@@ -27,7 +27,7 @@ from .catalog import catalog_report, plot_category_counts, plot_title_lengths, r
 from .categorizer import Categorizer, _versions
 from .dataloaders import TitleDataLoaders
 from .defaults import default_training, training_for, training_speed
-from .ensemble import Ensemble
+from .ensemble import Ensemble, members_at_once
 from .files import whole_file
 from .label import _column, _few_threads, one_line_errors
 from .learner import TitleLearner
@@ -91,8 +91,7 @@ def _chosen(dls: TitleDataLoaders, o: dict, out: Path) -> dict:
         kept = json.loads(note.read_text())
         if kept['asked'] == asked: return o | kept['chosen']
         if (out/'models'/'ensemble').exists(): raise ResumeError(f'{out}/models holds members of another training: remove it to start anew')
-    at_once = min(networks, torch.get_num_threads()) if dls.device.type == 'cpu' else 1
-    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half']), networks, at_once, dls.device.type, o['nh'], o['epochs'])
+    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half']), networks, members_at_once(dls.device, networks), dls.device.type, o['nh'], o['epochs'])
     else: found = default_training(n, dls.device.type) | {k: o[k] for k in ('nh', 'epochs') if o[k]}
     chosen = dict(nh=found['nh'], epochs=found['epochs'], lr=o['lr'] or found['lr_max'])
     if not o['ngrams']: chosen['epochs'] = max(1, chosen['epochs'])
@@ -116,7 +115,7 @@ def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float, dict]
                            resume=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, nh=o['nh'])
     (out/'models'/'chosen.json').unlink(missing_ok=True)
     if not list((out/'models').iterdir()): (out/'models').rmdir()
-    before = learn.reports['seconds'].sum() / (min(len(learn.reports), torch.get_num_threads()) if device == 'cpu' else 1)  # of a run that went on, too
+    before = learn.reports['seconds'].sum() / members_at_once(dls.device, len(learn.reports))  # of a run that went on, too
     return learn, max(time.perf_counter() - start, float(before)), o
 
 # %% ../nbs/54_cli.ipynb #35338fa2

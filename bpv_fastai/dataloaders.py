@@ -206,15 +206,16 @@ class _NewTitles(DataLoaders):
         **kwargs # for `TitleDL`: seed, window, bs
     ):
         "Loaders with the same validation titles, and others to train on or another order of them"
-        dls = type(self)(self.train.new(dataset, shuffle=True, **kwargs), self.valid, path=self.path, device=self.device)
-        dls.report = self.report
-        return dls
+        return self._over(self.train.new(dataset, shuffle=True, **kwargs), self.valid)
 
     def with_backwards(self,
         backwards: bool = True, # read titles from their end
     ):
         "The same data read in the given direction; nothing is copied"
-        dls = type(self)(*(dl.new(backwards=backwards) for dl in self.loaders), path=self.path, device=self.device)
+        return self._over(*(dl.new(backwards=backwards) for dl in self.loaders))
+
+    def _over(self, *loaders):
+        dls = type(self)(*loaders, path=self.path, device=self.device)
         dls.report = self.report
         return dls
 

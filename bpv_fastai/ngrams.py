@@ -6,7 +6,6 @@
 __all__ = ['letters', 'ngram_rows', 'NgramBag']
 
 # %% ../nbs/23_ngrams.ipynb #a630bb4c
-import math
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -98,6 +98,8 @@ def decode_tokens(
     return _text(vocab, ids[keep], keep.sum(1))
 
 # %% ../nbs/10_titles.ipynb #c74d8cfa
+def _is_text(column) -> bool: return isinstance(column, pd.Series) and isinstance(column.dtype, pd.StringDtype)
+
 class CategoryVocab(_Vocab):
     "Categories and their ids, ordered by falling frequency (ties by name)"
     def __init__(self,
@@ -112,8 +114,7 @@ class CategoryVocab(_Vocab):
         categories: Sequence[str], # a category for each training title
     ) -> 'CategoryVocab':
         "The vocabulary of some labels"
-        text = isinstance(categories, pd.Series) and isinstance(categories.dtype, pd.StringDtype)
-        counts = (categories if text else pd.Series(categories, dtype=object)).value_counts(sort=False).sort_index()
+        counts = (categories if _is_text(categories) else pd.Series(categories, dtype=object)).value_counts(sort=False).sort_index()
         return cls(counts.index[np.argsort(-counts.to_numpy(), kind='stable')])
 
     def encode(self,
@@ -121,7 +122,7 @@ class CategoryVocab(_Vocab):
     ) -> np.ndarray: # (n,) int64 ids, -1 where a category is not in the vocabulary
         "Ids of categories"
         codes, names = None, categories
-        if isinstance(categories, pd.Series) and isinstance(categories.dtype, pd.StringDtype): codes, names = pd.factorize(categories)  # text: each name is looked up once
+        if _is_text(categories): codes, names = pd.factorize(categories)  # text: each name is looked up once
         found = self._index.get_indexer(pd.Index(_as_text(pd.Series(names, dtype=object)), dtype=object)).astype(np.int64)
         return found if codes is None else np.append(found, -1)[codes]
 
