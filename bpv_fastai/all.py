@@ -19,6 +19,7 @@ from .ensemble import *
 from .files import *
 from .interpret import *
 from .learner import *
+from .lstm import *
 from .members import *
 from .metrics import *
 from .ngrams import *

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .lstm import bf16_lstm
+
 # %% ../nbs/20_encoder.ipynb #e50ac3db
 recurrent_cells = dict(lstm=nn.LSTM, gru=nn.GRU)
 
@@ -45,5 +47,10 @@ class TitleEncoder(nn.Module):
     def forward(self,
         x: Tensor, # (bs, longest) int64 token ids, padded behind each title
     ) -> tuple[Tensor, Tensor]: # hidden states (bs, longest, nh); mask (bs, longest), True where there is padding
-        output, _ = self.rnn(self.emb_drop(self.emb(x)))
-        return output, x == self.pad_idx
+        embedded = self.emb_drop(self.emb(x))
+        return bf16_lstm(self.rnn, embedded) if self._faster_by_hand(x) else self.rnn(embedded)[0], x == self.pad_idx
+
+    def _faster_by_hand(self, x):
+        "Does a wide LSTM train in bfloat16 on a CPU?"
+        bf16 = x.device.type == 'cpu' and torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
+        return bf16 and torch.is_grad_enabled() and type(self.rnn) is nn.LSTM and self.nh >= 256  # below, its many small steps cost more than they save

@@ -1,0 +1,71 @@
+"The LSTM in bfloat16, beside PyTorch's own in float32"
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bpv_fastai.encoder import TitleEncoder
+from bpv_fastai.lstm import _Layer, bf16_lstm, bits_dropout
+
+
+def relative(a, b): return float((a - b).norm() / b.norm().clamp(min=1e-9))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 20), st.integers(1, 9), st.integers(1, 33), st.integers(0, 1000))
+def test_layer_is_exact_in_float64(bs, longest, width, nh, seed):
+    torch.manual_seed(seed)
+    rnn, x = nn.LSTM(width, nh, batch_first=True).double(), torch.randn(bs, longest, width, dtype=torch.float64)
+    up, found = torch.randn(bs, longest, nh, dtype=torch.float64), []
+    for states in (lambda x: rnn(x)[0], lambda x: _Layer.apply(x.transpose(0, 1), rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0 + rnn.bias_hh_l0).transpose(0, 1)):
+        x_in = x.clone().requires_grad_()
+        out = states(x_in)
+        found.append([out, *torch.autograd.grad(out, [x_in, *rnn.parameters()], up)])
+    for a, b in zip(*found): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_second_backward_is_refused():
+    "The gates are overwritten by their gradients, so the graph serves once"
+    rnn = nn.LSTM(4, 8, batch_first=True)
+    total = bf16_lstm(rnn, torch.randn(2, 5, 4)).float().sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'): total.backward()
+
+
+def test_repeats_bit_for_bit_with_a_seed():
+    rnn, x = nn.LSTM(8, 32, 3, batch_first=True, dropout=.3), torch.randn(7, 9, 8)
+    def gradient():
+        torch.manual_seed(3)
+        rnn.zero_grad()
+        bf16_lstm(rnn, x).float().square().sum().backward()
+        return [p.grad.clone() for p in rnn.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(gradient(), gradient()))
+
+
+def test_learns_as_nn_lstm_does(monkeypatch):
+    "The same steps of SGD, once through each, end near each other"
+    import bpv_fastai.encoder as encoder_module
+    x, y = torch.randint(1, 40, (32, 12)), torch.randint(0, 5, (32,))
+    def trained():
+        torch.manual_seed(0)
+        net, head = TitleEncoder(40, nh=256, emb_p=0, hidden_p=0), nn.Linear(256, 5)
+        opt = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=1., momentum=.9)
+        for _ in range(40):
+            with torch.autocast('cpu', torch.bfloat16): states = net(x)[0]
+            loss = nn.functional.cross_entropy(head(states.float().amax(1)), y)
+            opt.zero_grad(); loss.backward(); opt.step()
+        return loss.item(), net.rnn.weight_hh_l0.detach().clone()
+    (loss, w), called = trained(), []
+    monkeypatch.setattr(encoder_module, 'bf16_lstm', lambda rnn, x: called.append(1) or rnn(x)[0])
+    (loss_torch, w_torch), first = trained(), TitleEncoder(40, nh=256).rnn.weight_hh_l0
+    assert len(called) == 40 and abs(loss - loss_torch) < .03 and relative(w, w_torch) < .03 and loss < 1.2
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, .99), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+def test_dropout_keeps_or_drops(p, shape, dtype):
+    dropped = bits_dropout(torch.ones(shape, dtype=dtype), p)
+    assert dropped.shape == tuple(shape) and dropped.dtype == dtype
+    kept = dropped[dropped != 0].double()
+    assert torch.allclose(kept, torch.tensor(1 / (1 - round(p * 2**16) / 2**16), dtype=torch.float64), rtol=.01)
