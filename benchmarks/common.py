@@ -30,14 +30,12 @@ def save(name: str, result: dict) -> Path:
     return path
 
 
-def fasttext_model(titles, targs, valid: tuple | None = None, **options):
-    "fastText trained on titles and category ids; on `valid`, another such pair, its autotune finds the settings. Raises `ImportError` where it is not installed"
+def fasttext_model(titles, targs, **options):
+    "fastText trained on titles and category ids. Raises `ImportError` where it is not installed"
     import fasttext
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (some, ids) in dict(train=(titles, targs), **({} if valid is None else dict(valid=valid))).items():
-            (Path(folder)/name).write_text(''.join(f'__label__{y} {t}\n' for t, y in zip(some, ids)))
-        if valid is not None: options['autotuneValidationFile'] = f'{folder}/valid'
-        return fasttext.train_supervised(f'{folder}/train', verbose=0, thread=os.cpu_count(), **options)
+    with tempfile.NamedTemporaryFile('w', suffix='.txt') as file:
+        file.write(''.join(f'__label__{y} {t}\n' for t, y in zip(titles, targs))); file.flush()
+        return fasttext.train_supervised(file.name, verbose=0, thread=os.cpu_count(), **options)
 
 
 def fasttext_ids(model, titles) -> np.ndarray:

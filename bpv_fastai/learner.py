@@ -222,7 +222,7 @@ def ngram_learner(
     dls: TitleDataLoaders, # titles and categories
     n_rows: int | None = None, # rows of the table of hashed n-grams; as the number of titles asks for, 2^14 to 2^19, if None
     dim: int = 64, # width of a row
-    lr: float | None = None, # peak rate; 10 for batches of 128, in proportion for others, if None
+    lr: float | None = None, # peak rate; 10 for batches of 128 and rows of 64, in proportion to the batch and falling with wider rows, if None
     metrics=None, # accuracy and weighted precision, recall and F1 if None
     cbs=None, # further callbacks
     path: str | Path | None = None, # where models are saved; the `path` of `dls` if None
@@ -231,4 +231,4 @@ def ngram_learner(
     if n_rows is None: n_rows = 2**int(np.clip(round(np.log2(1_200 * max(1, len(dls.train_ds))**.6)), 14, 19))  # four times as many as there are n-grams
     if len(dls.train_ds): dls = dls.with_train(window=1)  # any titles in a batch: padding costs it nothing, and titles of one length are too much alike
     model = NgramBag(len(dls.char_vocab), dls.c, letters(dls.char_vocab.chars), n_rows, dim)
-    return _title_learner(dls, model, opt_func=partial(SGD, mom=0.), lr=10 * dls.train.bs / 128 if lr is None else lr, wd=0., metrics=metrics, cbs=[_WeighNgrams(), *L(cbs)], path=path)
+    return _title_learner(dls, model, opt_func=partial(SGD, mom=0.), lr=10 * dls.train.bs / 128 * min(1, (64 / dim)**.5) if lr is None else lr, wd=0., metrics=metrics, cbs=[_WeighNgrams(), *L(cbs)], path=path)

@@ -28,15 +28,16 @@ def _rest(h: Tensor, n: int = _prime) -> Tensor: # of non-negative integers
     return h % n if torch.jit.is_tracing() else torch.fmod(h, n)  # the second takes a third of the time, but is not exact in onnxruntime
 
 def _mix(h: Tensor) -> Tensor:
-    "Spread non-negative integers over 0 to 2^31-2"
-    u = _rest(_rest(h) * 1103515245)
+    "Spread integers, from 0 to below 2^33, over 0 to 2^31-2"
+    u = _rest(h * 1103515245)
     return _rest(u * u + u + 12345)
 
 def _pieces(f: Tensor, sizes: Sequence[int]) -> list: # for each size, (bs, L-size+1)
     "Numbers of all pieces, each made from the one that is a place shorter, and which are pieces of one word"
     number, inside, found = f, torch.ones_like(f, dtype=torch.bool), []
     for n in range(1, max([0, *sizes]) + 1):
-        if n > 1: number, inside = _rest(number[:, :-1] * 1000003 + f[:, n - 1:]), inside[:, :-1]
+        if n > 1: number, inside = number[:, :-1] * 1000003 + f[:, n - 1:], inside[:, :-1]
+        if n > 2 or n in sizes: number = _rest(number)  # a pair of letters is small enough to go on with
         if n > 2: inside = inside & (f[:, n - 2:-1] > 0)
         if n in sizes: found.append((number + n * _prime // 17, inside))
     return found
@@ -55,7 +56,7 @@ def _words(f: Tensor) -> tuple[Tensor, Tensor]:
 
 def _each_once(rows: Tensor) -> Tensor:
     "Sorted, and 0 in the place of what is there already: a word that is said twice says no more"
-    rows = rows.sort(1)[0]
+    rows = (rows if torch.jit.is_tracing() else rows.int()).sort(1)[0]  # half the bytes to sort
     return torch.cat([rows[:, :1], torch.where(rows[:, 1:] == rows[:, :-1], 0, rows[:, 1:])], 1)
 
 # %% ../nbs/23_ngrams.ipynb #2f61eb1f
@@ -74,19 +75,22 @@ def ngram_rows(
     for n in word_sizes:
         number, all_there = words, there
         for i in range(1, n): number, all_there = _rest(_rest(number[:, :-1]) * 31 + words[:, i:]), all_there[:, :-1] & there[:, i:]
-        in_a_row.append((_rest(number) * 7919 + n, all_there))
+        in_a_row.append((_rest(_rest(number) * 7919 + n), all_there))
     return tuple(_each_once(torch.cat([torch.where(ok, 1 + _rest(_mix(h), n_rows - 1), 0) for h, ok in found] or [f[:, :1] * 0], 1)) for found in (pieces, in_a_row))
 
 # %% ../nbs/23_ngrams.ipynb #32e25a77
 class _Bag(nn.Module):
     "A sum of table rows for each title"
     def _pooled(self, rows: Tensor) -> Tensor: # (bs, dim), of rows (bs, m)
-        weights = self.weights[rows]
-        weights = weights / weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
-        if torch.jit.is_tracing(): return (self.embedding(rows) * weights[..., None]).sum(1)
+        if torch.jit.is_tracing():
+            weights = self.weights[rows]
+            return (self.embedding(rows) * weights[..., None]).sum(1) / weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
         there = rows > 0  # only what there is, one title after the other: no padding is looked up
-        sizes = there.sum(1)
-        return nn.functional.embedding_bag(rows[there], self.embedding.weight, sizes.cumsum(0) - sizes, mode='sum', per_sample_weights=weights[there], sparse=self.training)
+        ends, found = there.sum(1).cumsum(0), rows[there].long()
+        weights = self.weights[found]
+        starts, squares = nn.functional.pad(ends, (1, 0))[:-1], nn.functional.pad(weights.double().square().cumsum(0), (1, 0))
+        norms = (squares[ends] - squares[starts]).sqrt().clamp(min=1e-6).float()
+        return nn.functional.embedding_bag(found, self.embedding.weight, starts, mode='sum', per_sample_weights=weights, sparse=self.training) / norms[:, None]
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]: return ngram_rows(self.fold[x], *(self.config[n] for n in ('n_rows', 'char_sizes', 'word_sizes')))
 
