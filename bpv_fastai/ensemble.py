@@ -33,6 +33,7 @@ from .files import whole_file
 from .learner import TitleLearner, bpv_learner, ngram_learner
 from .members import TitleEnsemble, fit_shares, members_of
 from .metrics import CategoryCounts
+from .ngrams import NgramBag
 from .probabilities import TopProbsGatherer
 from .resume import Checkpoints, ResumeError
 from .titles import CategoryVocab, Titles, encode_titles, load_titles, save_titles
@@ -154,6 +155,12 @@ def _same_vocabularies(learns: Sequence[TitleLearner]):
             if mine != theirs: raise ValueError(f'member {i} was trained on other {what} than member 0 ({len(mine):,} and {len(theirs):,}): train it on loaders with vocab=dls.vocab, char_vocab=dls.char_vocab')
 
 # %% ../nbs/50_ensemble.ipynb #97224212
+def _known(learn: TitleLearner) -> tuple[pd.DataFrame, list]:
+    "A row for each member, and the losses of its training; of one that was not trained here only the direction is known"
+    if isinstance(learn, _Members): return learn.reports, learn.curves
+    directions = ['n-grams' if isinstance(m, NgramBag) else 'backward' if b else 'forward' for m, b in members_of(learn)]
+    return pd.DataFrame(dict(direction=directions)), [None] * len(directions)
+
 class _Members(TitleLearner):
     "A learner whose model is a `TitleEnsemble`"
     def __init__(self,
@@ -170,7 +177,8 @@ class _Members(TitleLearner):
         dls = (learns[0].dls if dls is None else dls).with_backwards(False)
         net = TitleEnsemble(*zip(*(m for learn in learns for m in members_of(learn))), average)
         super().__init__(dls, net, metrics=[accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()], cbs=F1Calibration(verbose=False), path=learns[0].path)
-        self.reports, self.curves, self.weighed = None, [], weigh
+        reports, curves = zip(*map(_known, learns))
+        self.reports, self.curves, self.weighed = pd.concat(reports, ignore_index=True), sum(curves, []), weigh
         with nullcontext() if progress else self.no_bar(): self._changed(self.model)
 
     def _changed(self, net: TitleEnsemble):
@@ -200,9 +208,10 @@ class _Changes(_Members):
         axs: Sequence[Axes] | None = None, # two axes to draw on; a new figure if None
     ) -> Sequence[Axes]: # what was drawn on
         "Losses of the members while they were trained. Raises `ValueError` where `Ensemble.train` did not train them"
-        if not self.curves: raise ValueError('the members were trained before they came together: ask each of them')
+        if not any(self.curves): raise ValueError('the members were trained before they came together: ask each of them')
         axs = plt.subplots(1, 2, figsize=(9, 2.6), layout='constrained')[1] if axs is None else axs
         for name, c in zip(self.reports['direction'], self.curves):
+            if c is None: continue
             axs[0].plot(c['epochs'], c['losses'], lw=1, label=name)
             axs[1].plot(range(1, len(c['valid']) + 1), c['valid'], 'o-', ms=3, label=name)
         axs[0].set(xlabel='epochs', ylabel='training loss, smoothed'); axs[1].set(xlabel='epochs', ylabel='validation loss'); axs[0].legend(frameon=False)
@@ -213,6 +222,8 @@ class _Changes(_Members):
     ): # itself, calibrated anew
         "One more member. Raises `ValueError` for one with other vocabularies"
         _same_vocabularies([self, learn])
+        reports, curves = _known(learn)
+        self.reports, self.curves = pd.concat([self.reports, reports], ignore_index=True), self.curves + curves
         return self._changed(TitleEnsemble(*zip(*members_of(self), *members_of(learn)), self.model.average))
 
     def drop(self,
@@ -220,8 +231,9 @@ class _Changes(_Members):
     ): # itself, calibrated anew
         "One member less"
         if not 0 <= i < len(self.model.members) or len(self.model.members) == 1: raise ValueError(f'there is no member {i} that could be dropped, of {len(self.model.members)}')
-        kept = members_of(self)
+        kept, self.curves = members_of(self), self.curves[:i] + self.curves[i + 1:]
         del kept[i]
+        self.reports = self.reports.drop(index=i).reset_index(drop=True)
         return self._changed(TitleEnsemble(*zip(*kept), self.model.average))
 
 # %% ../nbs/50_ensemble.ipynb #087ae4ca

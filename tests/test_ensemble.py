@@ -65,6 +65,19 @@ def test_side_by_side_and_a_member_that_fails(dls):
     with pytest.raises(RuntimeError, match='member [01] failed'): train(dls, n_jobs=2, lr_max=1e9, epochs=2)
 
 
+def test_reports_and_losses_follow_the_members(dls):
+    three = train(dls, ngrams=True)
+    with three.no_bar(): three.drop(0)
+    assert three.reports['direction'].tolist() == ['backward', 'n-grams'] and three.reports['seed'].tolist()[0] == 1
+    other = bpv_learner(dls, nh=8, n_layers=1)
+    with three.no_bar(): three.add(other).add(train(dls))
+    assert three.reports['direction'].tolist() == ['backward', 'n-grams', 'forward', 'forward', 'backward'] and three.reports['seconds'].notna().tolist() == [True, True, False, True, True]
+    assert [l.get_label() for l in three.plot_training()[0].lines] == ['backward', 'n-grams', 'forward', 'backward']
+    with other.no_bar(): alone = Ensemble([other], progress=False)
+    assert alone.reports.to_dict('list') == dict(direction=['forward'])
+    with pytest.raises(ValueError, match='before they came together'): alone.plot_training()
+
+
 def test_what_is_refused(dls):
     for wrong, says in ((dict(seeds=[1]), '1 seeds for 2 members'), (dict(schedule='steps'), "'linear' or 'cosine'"), (dict(average='median'), "'prob' or 'log_prob'"), (dict(cell=torch.nn.LSTM), 'numbers and text')):
         with pytest.raises(ValueError, match=says): train(dls, **wrong)
