@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bpv_fastai.categorizer import usable_cores
+
 results = Path(__file__).parent/'results'
 
 
@@ -35,7 +37,7 @@ def fasttext_model(titles, targs, **options):
     import fasttext
     with tempfile.NamedTemporaryFile('w', suffix='.txt') as file:
         file.write(''.join(f'__label__{y} {t}\n' for t, y in zip(titles, targs))); file.flush()
-        return fasttext.train_supervised(file.name, verbose=0, thread=os.cpu_count(), **options)
+        return fasttext.train_supervised(file.name, verbose=0, thread=usable_cores(), **options)
 
 
 def fasttext_ids(model, titles) -> np.ndarray:

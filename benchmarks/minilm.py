@@ -52,7 +52,7 @@ def fine_tune(net: MiniLM, titles: list, targs: np.ndarray, epochs: int, lr: flo
     net.train()
     for epoch in range(epochs):
         order = np.random.default_rng(epoch).permutation(len(titles))
-        windows = [w[np.argsort(lengths[w], kind='stable')] for w in np.array_split(order, max(1, len(order) // (50 * bs)))]
+        windows = [w[np.argsort(lengths[w], kind='stable')] for w in (order[i:i + 50 * bs] for i in range(0, len(order), 50 * bs))]
         batches = [w[i:i + bs] for w in windows for i in range(0, len(w), bs)]
         for i in np.random.default_rng(epoch).permutation(len(batches)):
             with in_half(): logits = net([titles[j] for j in batches[i]])

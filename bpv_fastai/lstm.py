@@ -65,17 +65,17 @@ def bits_dropout(
 ) -> Tensor: # as `x`; what is left is divided by what is kept of 1
     "Dropout whose mask takes a quarter of the random numbers"
     if not 0 <= p < 1: raise ValueError(f'p is {p}; a dropout lies from 0 to below 1')
-    zeros, n = round(p * 2**16), x.numel()
+    zeros, n = min(round(p * 2**16), 2**16 - 1), x.numel()
     bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:n].view(x.shape)
     return x * (bits >= zeros - 2**15).to(x.dtype).mul_(2**16 / (2**16 - zeros))
 
 # %% ../nbs/19_lstm.ipynb #e6da90bb
 def bf16_lstm(
-    rnn: nn.LSTM, # batch first, in one direction, with weights in float32
+    rnn: nn.LSTM, # batch first, with bias, in one direction, with weights in float32
     x: Tensor, # (bs, longest, width) inputs
 ) -> Tensor: # (bs, longest, nh) bfloat16 hidden states of the last layer
     "What `rnn` gives in bfloat16, dropout between layers included, faster where gradients are wanted"
-    if type(rnn) is not nn.LSTM or rnn.bidirectional or not rnn.batch_first or not rnn.bias or rnn.proj_size: raise TypeError(f'{rnn} is no nn.LSTM with batch_first in one direction')
+    if type(rnn) is not nn.LSTM or rnn.bidirectional or not rnn.batch_first or not rnn.bias or rnn.proj_size: raise TypeError(f'{rnn} is no nn.LSTM with batch_first and bias in one direction')
     x = x.transpose(0, 1).to(torch.bfloat16).contiguous()
     for i in range(rnn.num_layers):
         if i and rnn.training and rnn.dropout: x = bits_dropout(x, rnn.dropout)

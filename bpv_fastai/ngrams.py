@@ -28,7 +28,7 @@ def _rest(h: Tensor, n: int = _prime) -> Tensor: # of non-negative integers
     return h % n if torch.jit.is_tracing() else torch.fmod(h, n)  # the second takes a third of the time, but is not exact in onnxruntime
 
 def _mix(h: Tensor) -> Tensor:
-    "Spread integers, from 0 to below 2^33, over 0 to 2^31-2"
+    "Spread integers, from 0 to 2^32.9, over 0 to 2^31-2"
     u = _rest(h * 1103515245)
     return _rest(u * u + u + 12345)
 
@@ -65,7 +65,7 @@ def ngram_rows(
     n_rows: int, # rows of the table, a power of 2; row 0 is for what is no n-gram
     char_sizes: Sequence[int] = (3, 4, 5), # lengths of pieces of words
     word_sizes: Sequence[int] = (1, 2), # words in a row
-) -> tuple[Tensor, Tensor]: # of pieces and of words, each (bs, m) int64, 0 where there is no n-gram
+) -> tuple[Tensor, Tensor]: # of pieces and of words, each (bs, m) int32 (int64 where it is traced), 0 where there is no n-gram
     "The table rows of the n-grams of each title, each once, in the order of their numbers"
     f = nn.functional.pad(f, (0, max([0, *char_sizes])))  # so that the shortest batch has room for the longest piece
     pieces, in_a_row = _pieces(f, char_sizes), []

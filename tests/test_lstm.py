@@ -46,20 +46,22 @@ def test_repeats_bit_for_bit_with_a_seed():
 def test_learns_as_nn_lstm_does(monkeypatch):
     "The same steps of SGD, once through each, end near each other"
     import bpv_fastai.encoder as encoder_module
+    torch.manual_seed(1)
     x, y = torch.randint(1, 40, (32, 12)), torch.randint(0, 5, (32,))
     def trained():
         torch.manual_seed(0)
         net, head = TitleEncoder(40, nh=256, emb_p=0, hidden_p=0), nn.Linear(256, 5)
+        first = net.rnn.weight_hh_l0.detach().clone()
         opt = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=.2, momentum=.9)
         for _ in range(40):
             with torch.autocast('cpu', torch.bfloat16): states = net(x)[0]
             loss = nn.functional.cross_entropy(head(states.float().amax(1)), y)
             opt.zero_grad(); loss.backward(); opt.step()
-        return loss.item(), net.rnn.weight_hh_l0.detach().clone()
-    (loss, w), called = trained(), []
+        return loss.item(), net.rnn.weight_hh_l0.detach() - first
+    (loss, w), called = trained(), []  # how far the weights have come
     monkeypatch.setattr(encoder_module, 'bf16_lstm', lambda rnn, x: called.append(1) or rnn(x)[0])
-    (loss_torch, w_torch), first = trained(), TitleEncoder(40, nh=256).rnn.weight_hh_l0
-    assert len(called) == 40 and abs(loss - loss_torch) < .05 and relative(w, w_torch) < .05 and loss < 1.5
+    loss_torch, w_torch = trained()
+    assert len(called) == 40 and abs(loss - loss_torch) < .05 and relative(w, w_torch) < .15 and loss < 1.5
 
 
 @settings(max_examples=50, deadline=None)
@@ -69,3 +71,8 @@ def test_dropout_keeps_or_drops(p, shape, dtype):
     assert dropped.shape == tuple(shape) and dropped.dtype == dtype
     kept = dropped[dropped != 0].double()
     assert torch.allclose(kept, torch.tensor(1 / (1 - round(p * 2**16) / 2**16), dtype=torch.float64), rtol=.01)
+
+
+def test_dropout_drops_its_share():
+    torch.manual_seed(0)
+    for p in (.1, .35, .9): assert abs(float((bits_dropout(torch.ones(100_000), p) == 0).float().mean()) - p) < .01
