@@ -9,16 +9,13 @@ are for what is not training: shares, calibration and decisions of ours, fastTex
 most ten minutes. C of the SVMs is chosen among .3, 1 and 3 on a fifth of the training titles (at most 20,000). Runs are kept in benchmarks/results/curve; what
 is there is not run again. Seconds are comparable where all run on one core: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/curve.py`."""
 import json
-import random
 import time
-from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
-from common import fasttext_ids, fasttext_model, results, save
+from common import fasttext_ids, fasttext_search, half_interval, results, save
 from fastcore.script import call_parse
-from scipy.stats import t as student_t
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
@@ -26,8 +23,6 @@ from sklearn.svm import LinearSVC
 from bpv_fastai.all import *
 
 runs = results/'curve'
-fasttext_settings = [(25, .5, 2, (2, 5)), (50, .5, 2, (2, 5)), (25, 1., 1, (2, 5))]  # epochs, rate, words in a row, lengths of pieces
-fasttext_settings += random.Random(0).sample([s for s in product((25, 50, 100), (.3, .5, 1.), (1, 2, 3), ((0, 0), (2, 5), (3, 6))) if s not in fasttext_settings], 40)
 
 
 def split(n: int, seed: int) -> tuple:
@@ -37,6 +32,19 @@ def split(n: int, seed: int) -> tuple:
     train, valid, test = df[:n], df[n:n + n_valid], df[n + n_valid:]
     known = set(train['category'])
     return train, valid[valid['category'].isin(known)], test[test['category'].isin(known)]
+
+
+def loaders(train, other, seed: int, bs: int = 128) -> TitleDataLoaders:
+    "Titles to train on, and others to validate on"
+    df = pd.concat([train.assign(is_valid=False), other.assign(is_valid=True)], ignore_index=True)
+    return TitleDataLoaders.from_df(df, valid_col='is_valid', bs=bs, val_bs=256, seed=seed, verbose=False)
+
+
+def trained(dls, choice: dict, seed: int) -> tuple[Ensemble, float]:
+    "What `bpv_train` trains, with seeds of its own, and the seconds"
+    start, half = time.perf_counter(), means_bf16('auto', dls.device)
+    made = Ensemble.train(dls, ngrams=True, bf16=half, seeds=[10 * seed, 10 * seed + 1], progress=False, **choice)
+    return made, time.perf_counter() - start
 
 
 class Judge:
@@ -52,13 +60,10 @@ class Judge:
 
 def ours(train, valid, judge: Judge, seed: int) -> dict:
     "The default training, together and in parts; each with the most probable category and with decisions"
-    df = pd.concat([train.assign(is_valid=False), valid.assign(is_valid=True)], ignore_index=True)
     choice = default_training(len(train))
-    dls = TitleDataLoaders.from_df(df, valid_col='is_valid', bs=choice.pop('bs'), val_bs=256, seed=seed, verbose=False)
-    start, half = time.perf_counter(), means_bf16('auto', dls.device)
-    made = Ensemble.train(dls, ngrams=True, bf16=half, seeds=[10 * seed, 10 * seed + 1], progress=False, **choice)
-    seconds, each = time.perf_counter() - start, made.reports['seconds'].tolist()
-    found = {}
+    dls = loaders(train, valid, seed, choice.pop('bs'))
+    made, seconds = trained(dls, choice, seed)
+    each, found = made.reports['seconds'].tolist(), {}
     def add(name, learn, seconds):
         cat = Categorizer.from_learner(learn)
         f1 = {rule: judge(cat.predict(judge.test['title'], decide=rule, progress=False)['category']) for rule in ('best', 'f1')}
@@ -87,22 +92,11 @@ def svm(features: TfidfVectorizer, train, judge: Judge) -> dict:
 
 
 def fasttext(train, valid, judge: Judge, limit: float) -> dict:
-    "fastText, with the best on the validation titles of the settings that it had time for; at least three. (Its own autotune found worse ones in that time, and hung)"
-    vocab, start = CategoryVocab.fit(train['category']), time.perf_counter()
-    (titles, targs), (known, known_targs) = ((part['title'].str.lower().tolist(), vocab.encode(part['category'])) for part in (train, valid))
-    best, tried = (-1., None, None), 0
-    for epoch, lr, words, (minn, maxn) in fasttext_settings:
-        if tried >= 3 and time.perf_counter() - start > limit: break
-        options = dict(epoch=epoch, lr=lr, wordNgrams=words, minn=minn, maxn=maxn, dim=100, bucket=500_000)
-        tried += 1
-        try: model = fasttext_model(titles, targs, **options)
-        except RuntimeError as e:
-            if 'NaN' not in str(e): raise
-            continue  # it diverges with some settings
-        f1 = CategoryCounts(len(vocab)).add(known_targs, fasttext_ids(model, known)).averages()['f1']
-        if f1 > best[0]: best = f1, options, model
-    seconds = time.perf_counter() - start
-    return dict(f1=judge(vocab.decode(fasttext_ids(best[2], judge.test['title'].str.lower()))), seconds=seconds, tried=tried, **best[1])
+    "fastText, with settings chosen on the validation titles"
+    vocab = CategoryVocab.fit(train['category'])
+    best = fasttext_search(*((part['title'].str.lower().tolist(), vocab.encode(part['category'])) for part in (train, valid)), len(vocab), limit)
+    said = vocab.decode(fasttext_ids(best['model'], judge.test['title'].str.lower()))
+    return dict(f1=judge(said), seconds=best['seconds'], tried=best['tried'], **best['options'])
 
 
 def run(n: int, seed: int):
@@ -132,9 +126,8 @@ def table() -> dict:
         if len(rivals) == 3: row.setdefault('lead', []).append((one['default']['f1'] - max(rivals), 0, None))
     def summed(values):
         f1 = np.array([v[0] for v in values])
-        half = float(student_t.ppf(.975, len(f1) - 1) * f1.std(ddof=1) / len(f1)**.5) if len(f1) > 1 else None
         best = [v[2] for v in values if v[2] is not None]
-        return dict(f1=float(f1.mean()), half=half, n=len(f1), seconds=float(np.median([v[1] for v in values]))) | (dict(best=float(np.mean(best))) if best else {})
+        return dict(f1=float(f1.mean()), half=half_interval(f1), n=len(f1), seconds=float(np.median([v[1] for v in values]))) | (dict(best=float(np.mean(best))) if best else {})
     return {str(n): {name: summed(v) for name, v in row.items()} for n, row in sorted(found.items())}
 
 

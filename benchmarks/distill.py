@@ -6,11 +6,10 @@ The titles and the split are those of benchmarks/paper.py at its small scale; th
 import time
 
 import numpy as np
-from common import fasttext_ids, fasttext_model, save
+from common import fasttext_search, half_interval, save
 from fastai.torch_core import default_device, set_seed
 from fastcore.script import call_parse
 from paper import catalog, scales
-from scipy.stats import t as student_t
 
 from bpv_fastai.all import *
 
@@ -32,10 +31,8 @@ def titles_per_second(learn, titles: list) -> float:
 def fasttext_f1(dls) -> list:
     "Weighted F1 of fastText on the same split with the best of a few settings, on those titles themselves; nothing where it is not installed"
     titles, known = ([t.lower() for t in ds.titles.decode()] for ds in (dls.train_ds, dls.valid_ds))
-    settings = [dict(epoch=epoch, lr=lr, wordNgrams=n, minn=2, maxn=5, dim=100, bucket=500_000) for epoch, lr, n in ((25, .5, 2), (50, .5, 2), (25, 1., 1))]
-    try: said = [fasttext_ids(fasttext_model(titles, dls.train_ds.targets, **s), known) for s in settings]
+    try: return [fasttext_search((titles, dls.train_ds.targets), (known, dls.valid_ds.targets), dls.c)['f1']]
     except ImportError: return []
-    return [max(CategoryCounts(dls.c).add(dls.valid_ds.targets, ids).averages()['f1'] for ids in said)]
 
 
 @call_parse
@@ -70,9 +67,8 @@ def main(
             found[name].append(f1_of(learn))
             print(name, seed, round(found[name][-1], 4), f'{time.perf_counter() - start:.0f} s', flush=True)
     length = float(dls.train_ds.titles.lengths.mean())
-    half = {n: float(student_t.ppf(.975, len(v) - 1) * np.std(v, ddof=1) / len(v)**.5) if len(v) > 1 else None for n, v in found.items()}
     means, speeds = {n: float(np.mean(v)) for n, v in found.items()}, {'teacher': titles_per_second(teacher, more[:20_000]), 'student': titles_per_second(learn, more)}
     kept = {n: (means[n] - means['alone']) / (means['teacher'] - means['alone']) for n in ('taught', 'taught_more')}
     print(means, 'of the gain kept:', kept, speeds)
-    save('distill', dict(f1=found, mean=means, half=half, kept=kept, titles_per_second=speeds, multiply_adds={'teacher': multiply_adds(teacher, length), 'student': multiply_adds(learn, length)},
+    save('distill', dict(f1=found, mean=means, half={n: half_interval(v) for n, v in found.items()}, kept=kept, titles_per_second=speeds, multiply_adds={'teacher': multiply_adds(teacher, length), 'student': multiply_adds(learn, length)},
                          bf16=bf16, nh=nh, emb_sz=emb_sz, epochs=epochs, unlabelled=unlabelled, epochs_more=epochs_more, train=len(dls.train_ds)))

@@ -27,8 +27,7 @@ def learner(dls, nh: int, precision: str):
 
 def outside_recurrence(learn, device: str) -> float:
     "Share of the time of one epoch (of the GPU's kernels, or of the CPU's) that is not in the recurrent layers"
-    on = ProfilerActivity.CUDA if device == 'cuda' else ProfilerActivity.CPU
-    with profile(activities=[ProfilerActivity.CPU, on] if on != ProfilerActivity.CPU else [on]) as found: inside_learner(learn)
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == 'cuda')) as found: inside_learner(learn)
     mine, whole = ('self_device_time_total', 'device_time_total') if device == 'cuda' else ('self_cpu_time_total', 'cpu_time_total')
     events = found.key_averages()
     kernels = [e for e in events if device == 'cpu' or e.device_type != DeviceType.CPU and not e.is_user_annotation]  # what launched a kernel has its time, too

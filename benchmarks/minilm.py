@@ -12,10 +12,9 @@ from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
-import pandas as pd
 import torch
 from common import save
-from curve import Judge, split
+from curve import Judge, loaders, split, trained
 from fastcore.script import call_parse
 from torch import nn
 from torch.nn import functional as F
@@ -91,12 +90,10 @@ def theirs(train, valid, judge: Judge, epochs: int, lr: float, bs: int) -> tuple
 
 def ours(train, valid, judge: Judge, seconds: float, seed: int) -> dict:
     "What can be trained in as many seconds"
-    df = pd.concat([train.assign(is_valid=False), valid.assign(is_valid=True)], ignore_index=True)
-    dls = TitleDataLoaders.from_df(df, valid_col='is_valid', bs=128, val_bs=256, seed=seed, verbose=False)
-    half, start = means_bf16('auto', dls.device), time.perf_counter()
-    choice = training_for(seconds / 60, len(train), training_speed(dls, bf16=half), 2, members_at_once(dls.device, 2))
+    dls, start = loaders(train, valid, seed), time.perf_counter()
+    choice = training_for(seconds / 60, len(train), training_speed(dls, bf16=means_bf16('auto', dls.device)), 2, members_at_once(dls.device, 2))
     choice.pop('bs')
-    learn = Ensemble.train(dls, ngrams=True, bf16=half, seeds=[10 * seed, 10 * seed + 1], progress=False, **choice)
+    learn, _ = trained(dls, choice, seed)
     took = time.perf_counter() - start
     cat, test = Categorizer.from_learner(learn), judge.test['title'].tolist()
     with tempfile.TemporaryDirectory() as folder:

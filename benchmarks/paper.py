@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import fasttext_ids, fasttext_model, save
-from scipy.stats import t as student_t
+from common import fasttext_ids, fasttext_model, half_interval, save
 from fastai.callback.core import Callback, CancelValidException
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
@@ -142,7 +141,7 @@ class Runs:
 def interval(values) -> dict:
     "Mean and half the 95% interval of it (t distribution)"
     v = np.asarray(values, dtype=float)
-    return dict(mean=float(v.mean()), half=float(student_t.ppf(.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None, values=[round(float(x), 5) for x in v])
+    return dict(mean=float(v.mean()), half=half_interval(v), values=[round(float(x), 5) for x in v])
 
 
 def groups(scale: dict) -> dict:

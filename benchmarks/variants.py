@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import results, save
-from curve import split
+from common import half_interval, results, save
+from curve import loaders, split
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.training import GradientClip
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.text.models.awdlstm import RNNDropout
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
-from scipy.stats import t as student_t
 from torch import nn
 from torch.nn import functional as F
 
@@ -154,11 +153,6 @@ variants = {
 }
 
 
-def loaders(train, other, seed: int):
-    df = pd.concat([train.assign(is_valid=False), other.assign(is_valid=True)], ignore_index=True)
-    return TitleDataLoaders.from_df(df, valid_col='is_valid', bs=128, val_bs=256, seed=seed, verbose=False)
-
-
 def fit(learn, n_epochs: int = 0, bag: bool = False, lr: float = 1.) -> float:
     "Train quietly; gives the seconds of one core"
     learn.remove_cb(F1Calibration)
@@ -280,8 +274,7 @@ def run(seed: int, judged: list):
 def summed(one: list, base: list) -> dict:
     "Means, and the gain over `base` with half a 95% interval"
     f1, gain = np.array([o['f1'] for o in one]), np.array([o['f1'] - b['f1'] for o, b in zip(one, base)])
-    half = float(student_t.ppf(.975, len(gain) - 1) * gain.std(ddof=1) / len(gain)**.5) if len(gain) > 1 else None
-    return dict(f1=float(f1.mean()), gain=float(gain.mean()), half=half, seeds=len(f1), seconds=float(np.median([o['seconds'] for o in one])))
+    return dict(f1=float(f1.mean()), gain=float(gain.mean()), half=half_interval(gain), seeds=len(f1), seconds=float(np.median([o['seconds'] for o in one])))
 
 
 @call_parse

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .lstm import bf16_lstm
+from .lstm import bf16_lstm, is_plain_lstm
 
 # %% ../nbs/20_encoder.ipynb #e50ac3db
 recurrent_cells = dict(lstm=nn.LSTM, gru=nn.GRU)
@@ -53,4 +53,4 @@ class TitleEncoder(nn.Module):
     def _faster_by_hand(self, x):
         "Does a wide LSTM train in bfloat16 on a CPU?"
         bf16 = x.device.type == 'cpu' and torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
-        return bf16 and torch.is_grad_enabled() and type(self.rnn) is nn.LSTM and self.rnn.bias and self.nh >= 256  # below, its many small steps cost more than they save
+        return bf16 and torch.is_grad_enabled() and self.nh >= 256 and is_plain_lstm(self.rnn)  # below, its many small steps cost more than they save

@@ -256,8 +256,7 @@ class _FromFolder(_Changes):
         for i, learn in enumerate(learns): learn.model.load_state_dict(load_file(folder/f'{i}.safetensors', device=str(dls.device)))
         made = cls(learns, average, dls, progress, weigh)
         found = [json.loads((folder/f'{i}.scores').read_text()) for i in range(len(jobs))]
-        scores, made.curves = [o['scores'] for o in found], [o['curve'] for o in found]
-        made.reports = pd.DataFrame([dict(direction='n-grams' if j['kind'] == 'ngrams' else 'backward' if j['backwards'] else 'forward', seed=j['seed']) | s for j, s in zip(jobs, scores)])
+        made.reports, made.curves = made.reports.assign(seed=[j['seed'] for j in jobs]).join(pd.DataFrame([o['scores'] for o in found])), [o['curve'] for o in found]
         return made
 
 # %% ../nbs/50_ensemble.ipynb #69a4c56a
