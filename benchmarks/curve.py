@@ -119,11 +119,11 @@ def table() -> dict:
     found = {}
     for path in sorted(runs.glob('*_*.json'), key=lambda p: tuple(map(int, p.stem.split('_')))):
         n, one = int(path.stem.split('_')[0]), json.loads(path.read_text())
-        rivals = [one[k]['f1'] for k in ('SVM, words', 'SVM, characters', 'fastText') if k in one]  # a lead is over all three
+        rivals = [one[k]['f1'] for k in ('SVM, words', 'SVM, characters', 'fastText') if k in one]
         row = found.setdefault(n, {})
         for name, v in one.items():
             if 'f1' in v: row.setdefault(name, []).append((v['f1'], v['seconds'], v.get('best')))
-        if len(rivals) == 3: row.setdefault('lead', []).append((one['default']['f1'] - max(rivals), 0, None))
+        if rivals and 'default' in one: row.setdefault('lead', []).append((one['default']['f1'] - max(rivals), 0, None))
     def summed(values):
         f1 = np.array([v[0] for v in values])
         best = [v[2] for v in values if v[2] is not None]

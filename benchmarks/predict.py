@@ -19,7 +19,7 @@ from fastcore.script import call_parse
 from bpv_fastai.all import *
 from bpv_fastai.categorizer import usable_cores
 
-networks = {'pair 512': dict(nh=512), '512': dict(nh=512), '128': dict(nh=128), '128 and n-grams': dict(nh=128), 'student': dict(nh=64, n_layers=1, emb_sz=16), 'n-grams': {}}
+networks = {'pair 512': dict(nh=512), '512': dict(nh=512), '128': dict(nh=128), '128 and n-grams': dict(nh=128), 'QRNN 256 and n-grams': dict(nh=256, cell='qrnn'), 'student': dict(nh=64, n_layers=1, emb_sz=16), 'n-grams': {}}
 
 
 class OpenVinoCategorizer(OnnxCategorizer):
@@ -80,10 +80,17 @@ def seconds(f, titles: list) -> float:
     return time.perf_counter() - start
 
 
+def cost_of_ngrams(dls, folder: Path, titles: list, rounds: int) -> dict:
+    "Share of the titles a second of a network 128 wide that a bag beside it takes, in each engine, in turns"
+    alone, both = (engines(name, dls, folder) for name in ('128', '128 and n-grams'))
+    for f, _ in (*alone.values(), *both.values()): f(titles[:1_000])
+    return {e: median(1 - seconds(alone[e][0], titles) / seconds(both[e][0], titles) for _ in range(rounds)) for e in both}
+
+
 @call_parse
 def main(
     rounds: int = 5, # measurements of each
-    only: str = '', # a comma-separated choice of networks, instead of all
+    only: str = '', # a comma-separated choice of networks, or 'cost' for what n-grams cost, instead of all
 ):
     "Measure, compare, save"
     everything = usda_foods()
@@ -91,8 +98,10 @@ def main(
     df['is_valid'] = df.index >= 40_000
     dls = TitleDataLoaders.from_df(df, valid_col='is_valid', bs=128, on_bad='drop', verbose=False)
     folder, found = Path(tempfile.mkdtemp()), {}
-    sizes = {'pair 512': 2_048, '512': 4_096, '128': 20_000, '128 and n-grams': 20_000, 'student': 40_000, 'n-grams': 40_000}
-    for name in only.split(',') if only else [*sizes, 'others']:
+    sizes = {'pair 512': 2_048, '512': 4_096, '128': 20_000, '128 and n-grams': 20_000, 'QRNN 256 and n-grams': 20_000, 'student': 40_000, 'n-grams': 40_000}
+    cost = cost_of_ngrams(dls, folder, titles[:10_000], 2 * rounds) if only in ('', 'cost') else {}
+    print('what n-grams cost beside 128:', {e: round(c, 3) for e, c in cost.items()}, flush=True)
+    for name in [] if only == 'cost' else only.split(',') if only else [*sizes, 'others']:
         contenders = others(df[:40_000], folder) if name == 'others' else engines(name, dls, folder)
         some = titles[:sizes.get(name, 100_000)]
         for f, _ in contenders.values(): f(some[:1_000])
@@ -102,4 +111,4 @@ def main(
                                one_title_ms=1e3 * median(seconds(f, [t]) for t in titles[:50])) for e, (f, mb) in contenders.items()}
         print(name)
         for e, row in found[name].items(): print(f"  {e:<24} {row['titles_per_second']:>9,.0f} titles/s  {row['of_fastest']:.2f} of the fastest  {row['one_title_ms']:6.1f} ms for one  {row['mb']:6.1f} MB", flush=True)
-    if not only: save('predict', dict(rounds=rounds, networks=found, cores=usable_cores(), mean_length=sum(map(len, titles)) / len(titles)))
+    if not only: save('predict', dict(rounds=rounds, networks=found, cost_of_ngrams=cost, cores=usable_cores(), mean_length=sum(map(len, titles)) / len(titles)))

@@ -23,7 +23,7 @@ def trained(titles: int, categories: int) -> dict:
         synthetic_catalog(titles, categories).to_csv(catalog, sep='\t', index=False, quoting=3)
         subprocess.run([Path(sys.executable).parent/'bpv_train', catalog, '--out', f'{folder}/model'], check=True, stdout=sys.stdout)
         report = json.loads((Path(folder)/'model'/'report.json').read_text())
-    return {k: report[k] for k in ('rows', 'categories', 'predicted_categories', 'nh', 'epochs', 'bs', 'lr', 'f1', 'decided_f1', 'linear_f1', 'train_seconds', 'linear_seconds')} | dict(
+    return {k: report[k] for k in ('rows', 'categories', 'predicted_categories', 'cell', 'nh', 'epochs', 'bs', 'lr', 'f1', 'decided_f1', 'linear_f1', 'train_seconds', 'linear_seconds')} | dict(
         valid_losses={m['direction']: m['valid_loss'] for m in report['members']})
 
 

@@ -1,4 +1,4 @@
-"""Titles a second in training: a step inside fastai's `Learner`, the same arithmetic in a bare PyTorch loop, and AWD-LSTM on characters.
+"""Titles a second in training: a step inside fastai's `Learner`, the same arithmetic in a bare PyTorch loop, a QRNN, and AWD-LSTM on characters.
 
     python benchmarks/train.py                      # CPU: widths 128 and 512, float32 and bfloat16
     python benchmarks/train.py --device cuda
@@ -62,7 +62,7 @@ def contenders(df, nh: int, bs: int, device: str) -> tuple[dict, object]:
     "A function for each that trains for one epoch and gives its seconds, and our loaders"
 
     dls = TitleDataLoaders.from_df(df, valid_col='is_valid', bs=bs, val_bs=bs, device=device, verbose=False)
-    def learner(): return bpv_learner(dls, nh=nh, metrics=[]).remove_cb(F1Calibration)
+    def learner(**kwargs): return bpv_learner(dls, nh=nh, metrics=[], **kwargs).remove_cb(F1Calibration)
     def bare(half):
         net = learner().model
         net.autocast = torch.bfloat16 if half else None
@@ -70,7 +70,7 @@ def contenders(df, nh: int, bs: int, device: str) -> tuple[dict, object]:
     theirs = fastai_loaders(df, 'is_valid', bs, device)
     config = dict(emb_sz=nh, n_hid=nh, n_layers=2, pad_token=1, bidir=False, output_p=.35, hidden_p=.25, input_p=.15, embed_p=.02, weight_p=.2)
     awd = text_classifier_learner(theirs, AWD_LSTM, pretrained=False, config=config, metrics=[])
-    return dict(ours=partial(inside_learner, learner()), bare=bare(False), ours_bf16=partial(inside_learner, learner().to_bf16()), bare_bf16=bare(True), awd_lstm=partial(inside_learner, awd, 1e-3)), dls
+    return dict(ours=partial(inside_learner, learner()), bare=bare(False), ours_bf16=partial(inside_learner, learner().to_bf16()), bare_bf16=bare(True), qrnn_bf16=partial(inside_learner, learner(cell='qrnn').to_bf16()), awd_lstm=partial(inside_learner, awd, 1e-3)), dls
 
 
 @call_parse
@@ -95,7 +95,7 @@ def main(
         macs = 3 * sum(4 * nh * (w + nh) for w in (net.config['emb_sz'], nh)) * float(dls.train_ds.titles.lengths.mean())  # forward, and twice that backward
         found[f'width_{nh}'] = dict(rows=rows, titles_per_second=speed, overhead=median(t['ours'] / t['bare'] for t in took), overhead_bf16=median(t['ours_bf16'] / t['bare_bf16'] for t in took),
             over_awd_lstm=median(t['awd_lstm'] / t['ours'] for t in took), bf16_over_awd_lstm=median(t['awd_lstm'] / t['ours_bf16'] for t in took),
-            share_of_peak=speed['ours'] * macs / found['peak']['float32'], share_of_peak_bf16=speed['ours_bf16'] * macs / found['peak']['bfloat16'])
+            qrnn_over_lstm_bf16=median(t['ours_bf16'] / t['qrnn_bf16'] for t in took), share_of_peak=speed['ours'] * macs / found['peak']['float32'], share_of_peak_bf16=speed['ours_bf16'] * macs / found['peak']['bfloat16'])
         print(f"width {nh}: " + ', '.join(f'{n} {v:,.0f} titles/s' for n, v in speed.items()))
         print('  ' + ', '.join(f'{n} {v:.2f}' for n, v in found[f'width_{nh}'].items() if isinstance(v, float)), flush=True)
     save('train' if device == 'cpu' else f'train_{device}', found | dict(rounds=rounds, bs=bs))

@@ -61,23 +61,6 @@ class LearnedStart(nn.LSTM):
     def forward(self, x): return super().forward(x, tuple(s.expand(-1, len(x), -1).contiguous() for s in (self.h0, self.c0)))
 
 
-class QRNN(nn.Module):
-    "Gates from this character and the one before, all at once; only a weighted sum goes from one to the next (Bradbury et al. 2016). Called as nn.LSTM is"
-    def __init__(self, n_in, nh, n_layers, batch_first, dropout):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(2 * (n_in if i == 0 else nh), 3 * nh) for i in range(n_layers))
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x):
-        for i, layer in enumerate(self.layers):
-            if i: x = self.drop(x)
-            z, f, o = layer(torch.cat([F.pad(x, (0, 0, 1, 0))[:, :-1], x], 2)).float().chunk(3, 2)
-            z, f, c, states = z.tanh().unbind(1), f.sigmoid().unbind(1), 0., []
-            for z_t, f_t in zip(z, f): states.append(c := f_t * c + (1 - f_t) * z_t)
-            x = torch.stack(states, 1) * o.sigmoid()
-        return x, None
-
-
 class CharConv(nn.Module):
     "Each character and its neighbours, before the recurrent layers"
     def __init__(self, width: int, size: int = 5):
@@ -137,8 +120,8 @@ def variational_dropout(model, dls):
 
 variants = {
     'balanced pooling views, LSTM': lambda dls: bpv_learner(dls, nh=128),
-    'GRU': lambda dls: bpv_learner(dls, nh=128, cell='gru'),
-    'QRNN': lambda dls: bpv_learner(dls, nh=128, cell=QRNN),
+    'GRU': lambda dls: bpv_learner(dls, nh=128, cell=nn.GRU),
+    'QRNN': lambda dls: bpv_learner(dls, nh=128, cell='qrnn'),
     'one layer': lambda dls: bpv_learner(dls, nh=128, n_layers=1),
     'attention as a fifth view': with_attention(1),
     'attention, 4 hops and penalty': with_attention(4),

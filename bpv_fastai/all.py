@@ -26,6 +26,7 @@ from .ngrams import *
 from .onnx import *
 from .pooling import *
 from .probabilities import *
+from .qrnn import *
 from .resume import *
 from .sampler import *
 from .schedule import *

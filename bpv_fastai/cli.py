@@ -27,6 +27,7 @@ from .catalog import catalog_report, plot_category_counts, plot_title_lengths, r
 from .categorizer import Categorizer, _versions
 from .dataloaders import TitleDataLoaders
 from .defaults import default_training, training_for, training_speed
+from .encoder import recurrent_cells
 from .ensemble import Ensemble, members_at_once
 from .files import whole_file
 from .label import _column, _few_threads, one_line_errors
@@ -86,14 +87,15 @@ def _own_catalog(catalog: str, title: str, category: str, drop: bool, out: Path)
 def _chosen(dls: TitleDataLoaders, o: dict, out: Path) -> dict:
     "The options, with what was not given chosen for the catalog; a run that goes on keeps what was chosen"
     note, n, networks = out/'models'/'chosen.json', len(dls.train_ds), max(1, 2 * o['pairs'])
-    asked = {k: o[k] for k in ('nh', 'epochs', 'lr', 'for_minutes', 'pairs', 'ngrams', 'half')} | dict(titles=n)
+    asked = {k: o[k] for k in ('cell', 'nh', 'epochs', 'lr', 'for_minutes', 'pairs', 'ngrams', 'half')} | dict(titles=n)
     if note.exists():
         kept = json.loads(note.read_text())
         if kept['asked'] == asked: return o | kept['chosen']
         if (out/'models'/'ensemble').exists(): raise ResumeError(f'{out}/models holds members of another training: remove it to start anew')
-    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half']), networks, members_at_once(dls.device, networks), dls.device.type, o['nh'], o['epochs'])
-    else: found = default_training(n, dls.device.type) | {k: o[k] for k in ('nh', 'epochs') if o[k]}
-    chosen = dict(nh=found['nh'], epochs=found['epochs'], lr=o['lr'] or found['lr_max'])
+    found = default_training(n, dls.device.type, o['cell'])
+    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half'], cell=found['cell']), networks, members_at_once(dls.device, networks), dls.device.type, o['nh'], o['epochs'], o['cell'])
+    else: found |= {k: o[k] for k in ('nh', 'epochs') if o[k]}
+    chosen = {k: found[k] for k in ('cell', 'nh', 'drop_mult', 'epochs')} | dict(lr=o['lr'] or found['lr_max'])
     if not o['ngrams']: chosen['epochs'] = max(1, chosen['epochs'])
     note.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(note) as f: f.write_text(json.dumps(dict(asked=asked, chosen=chosen)))
@@ -109,10 +111,10 @@ def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float, dict]
     start, half = time.perf_counter(), means_bf16(o['precision'], dls.device)
     o = _chosen(dls, o | dict(half=half), out)
     directions = ([False, True] * o['pairs'] or [False]) if o['epochs'] else []
-    networks = f"recurrent networks {o['nh']} wide for {o['epochs']} epochs in {'bf16' if half else 'fp32'}" if o['epochs'] else 'no time for recurrent networks'
-    print(f"training {', '.join(['backward' if b else 'forward' for b in directions] + ['n-grams'] * o['ngrams'])} on {len(dls.train_ds):,} titles, {dls.device}: {networks} (chosen where not given: --nh, --epochs, --minutes)", flush=True)
+    networks = f"{o['cell'].upper()} {o['nh']} wide for {o['epochs']} epochs in {'bf16' if half else 'fp32'}" if o['epochs'] else 'no time for recurrent networks'
+    print(f"training {', '.join(['backward' if b else 'forward' for b in directions] + ['n-grams'] * o['ngrams'])} on {len(dls.train_ds):,} titles, {dls.device}: {networks} (chosen where not given: --cell, --nh, --epochs, --minutes)", flush=True)
     learn = Ensemble.train(dls, directions=directions, epochs=o['epochs'], lr_max=o['lr'], seeds=[o['seed'] + i for i in range(len(directions))], ngrams=o['ngrams'], bf16=half, minutes=o['minutes'],
-                           resume=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, nh=o['nh'])
+                           resume=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, **{k: o[k] for k in ('cell', 'nh', 'drop_mult')})
     (out/'models'/'chosen.json').unlink(missing_ok=True)
     if not list((out/'models').iterdir()): (out/'models').rmdir()
     before = learn.reports['seconds'].sum() / members_at_once(dls.device, len(learn.reports))  # of a run that went on, too
@@ -146,7 +148,7 @@ def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.D
     df = df.assign(is_valid=df.index.isin(split_catalog(df, seed=o['seed'])[1].index))
     learn, seconds, o = _train(df, o, out)
     plots = _save_plots(df, learn, out)
-    report = dict(train_seconds=seconds, titles_per_second=len(learn.dls.train_ds) * o['epochs'] * max(1, 2 * o['pairs']) / seconds, **{k: o[k] for k in ('epochs', 'nh', 'bs', 'lr', 'seed', 'max_len', 'pairs', 'ngrams')},
+    report = dict(train_seconds=seconds, titles_per_second=len(learn.dls.train_ds) * o['epochs'] * max(1, 2 * o['pairs']) / seconds, **{k: o[k] for k in ('epochs', 'cell', 'nh', 'drop_mult', 'bs', 'lr', 'seed', 'max_len', 'pairs', 'ngrams')},
                   members=learn.reports.assign(share=learn.model.shares or 1 / len(learn.model.members)).to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions('fastai', 'fastcore', 'scikit-learn'))
     Categorizer.from_learner(learn, report).save(out)
     report = _judge(df, learn, o['linear']) | report
@@ -170,6 +172,11 @@ def _check_options(command: str, **o):
     wrong = [n for n, v in o.items() if v is not None and v <= 0]
     if wrong: sys.exit(f"{command}: {', '.join(wrong)} must be positive")
 
+def _cell(cell: str | None, plain: bool) -> str | None:
+    "The cell that was asked for, none where it is left to the defaults"
+    if cell and cell not in recurrent_cells: raise ValueError(f"--cell {cell}: it can be {' or '.join(recurrent_cells)}")
+    return cell or ('lstm' if plain else None)
+
 # %% ../nbs/54_cli.ipynb #95729601
 @call_parse
 def bpv_train(
@@ -181,7 +188,8 @@ def bpv_train(
     minutes: float = None, # train the best that can be ready in so many minutes
     epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
-    plain: bool = False, # the networks of the paper alone, without the bag of n-grams
+    plain: bool = False, # the networks of the paper alone: LSTMs, without the bag of n-grams
+    cell: str = None, # of the recurrent networks, lstm or qrnn; qrnn on a CPU, lstm on a GPU
     nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
     bs: int = None, # titles in a batch; 128 on a CPU
     lr: float = None, # peak learning rate of the recurrent networks; 1
@@ -199,7 +207,7 @@ def bpv_train(
     with one_line_errors('bpv_train', debug):
         _few_threads(threads); Path(out).mkdir(parents=True, exist_ok=True)
         df = _own_catalog(catalog, title, category, drop, Path(out))
-        _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
+        _run(df, dict(pairs=pairs, ngrams=not plain, cell=_cell(cell, plain), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
 
 # %% ../nbs/54_cli.ipynb #4e092a92
 @call_parse
@@ -208,7 +216,8 @@ def bpv_demo(
     minutes: float = None, # train the best that can be ready in so many minutes
     epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
-    plain: bool = False, # the networks of the paper alone, without the bag of n-grams
+    plain: bool = False, # the networks of the paper alone: LSTMs, without the bag of n-grams
+    cell: str = None, # of the recurrent networks, lstm or qrnn; qrnn on a CPU, lstm on a GPU
     nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
     bs: int = None, # titles in a batch; 128 on a CPU
     lr: float = None, # peak learning rate of the recurrent networks; 1
@@ -227,5 +236,5 @@ def bpv_demo(
     with one_line_errors('bpv_demo', debug):
         _few_threads(threads)
         df = _demo_catalog(catalog, title, category, rows, seed)
-        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
+        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, cell=_cell(cell, plain), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
         _show_ten(df, learn, seed)

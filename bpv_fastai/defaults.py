@@ -18,8 +18,8 @@ from .learner import bpv_learner
 def default_epochs(
     n_titles: int, # to train on
 ) -> int: # passes of a recurrent network, 5 to 30
-    "30 for two thousand titles, 15 for thirty thousand, 6 for a million"
-    return round(min(30, max(5, 30 * (2_000 / max(1, n_titles))**.25)))
+    "30 for two thousand titles, 12 for thirty thousand, 6 for two hundred thousand"
+    return round(min(30, max(5, 30 * (2_000 / max(1, n_titles))**.35)))
 
 def ngram_epochs(
     n_titles: int, # to train on
@@ -30,21 +30,25 @@ def ngram_epochs(
 def default_training(
     n_titles: int, # to train on
     device: str = 'cpu', # 'cpu' or 'cuda'
-) -> dict: # nh, epochs, lr_max, bs
-    "Width, epochs, peak rate and batch for a catalog. On a GPU they are the paper's (section 5)"
+    cell: str | None = None, # 'lstm' or 'qrnn'; if None 'qrnn' on a CPU, 'lstm' on a GPU
+) -> dict: # cell, nh, drop_mult, epochs, lr_max, bs
+    "Network, epochs, peak rate and batch for a catalog. On a GPU they are the paper's (section 5)"
     if n_titles < 1: raise ValueError('there are no titles to train on')
-    if device == 'cuda': return dict(nh=512, epochs=max(20, default_epochs(n_titles)), lr_max=1., bs=256 if n_titles >= 20_000 else 128)
-    return dict(nh=128 if n_titles < 20_000 else 160, epochs=default_epochs(n_titles), lr_max=1., bs=128)
+    cell = cell or ('lstm' if device == 'cuda' else 'qrnn')
+    if device == 'cuda': return dict(cell=cell, nh=512, drop_mult=1., epochs=max(20, default_epochs(n_titles)), lr_max=1., bs=256 if n_titles >= 20_000 else 128)
+    if cell == 'lstm': return dict(cell=cell, nh=128 if n_titles < 20_000 else 160, drop_mult=1., epochs=default_epochs(n_titles), lr_max=1., bs=128)
+    return dict(cell=cell, nh=256, drop_mult=1. if n_titles < 20_000 else .5, epochs=default_epochs(n_titles), lr_max=1., bs=128)
 
 # %% ../nbs/45_defaults.ipynb #7dc7da2b
 def training_speed(
     dls: TitleDataLoaders, # titles and categories
     nh: int = 128, # width
     bf16: bool = False, # train in bfloat16
+    cell: str = 'lstm', # or 'qrnn'
     n_batches: int = 6, # to measure
 ) -> float: # titles a second of one network, on one thread if on a CPU
     "Titles a second in training, measured now"
-    threads, learn = torch.get_num_threads(), bpv_learner(dls, nh=nh)
+    threads, learn = torch.get_num_threads(), bpv_learner(dls, nh=nh, cell=cell)
     net, seen = learn.model.train(), 0
     if bf16: net.autocast = torch.bfloat16
     try:
@@ -62,27 +66,29 @@ def training_speed(
 
 def relative_cost(
     nh: int, # width
+    cell: str = 'lstm', # or 'qrnn'
 ) -> float: # 1 for 128
     "What a width costs in training, against 128"
-    return (nh / 128)**1.5  # measured on two cores: 1.9 at 192, 2.4 at 256, 7.7 (bf16) and 9.1 (float32) at 512
+    return (nh / 128)**dict(lstm=1.5, qrnn=1.25)[cell]  # measured: 1.9 at 192, 2.4 at 256, 7.7 (bf16) and 9.1 (float32) at 512; QRNN 1.6, 2.1, 5.9
 
 # %% ../nbs/45_defaults.ipynb #a01a1d61
-widths = (32, 64, 96, 128, 160, 224, 320, 512)  # at most twice the default
+widths = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512)  # at most twice the default
 
 def training_for(
     minutes: float, # of training
     n_titles: int, # to train on
-    speed: float, # titles a second at width 128, of one network: `training_speed`
+    speed: float, # titles a second at width 128, of one network with that cell: `training_speed`
     n_networks: int = 2, # recurrent networks
     at_once: int = 1, # that train side by side
     device: str = 'cpu', # 'cpu' or 'cuda'
     nh: int | None = None, # this width, if given
     epochs: int | None = None, # so many passes, if given
-) -> dict: # nh, epochs, lr_max, bs; no epochs where there is no time for one
+    cell: str | None = None, # 'lstm' or 'qrnn'; as `default_training` has it if None
+) -> dict: # cell, nh, drop_mult, epochs, lr_max, bs; no epochs where there is no time for one
     "What to train to be ready in so many minutes"
     if minutes <= 0 or speed <= 0: raise ValueError('minutes and speed must be above 0')
-    usual, rounds = default_training(n_titles, device), math.ceil(n_networks / at_once)
-    def in_time(nh): return minutes * 60 * speed / (n_titles * rounds * relative_cost(nh))
+    usual, rounds = default_training(n_titles, device, cell), math.ceil(n_networks / at_once)
+    def in_time(nh): return minutes * 60 * speed / (n_titles * rounds * relative_cost(nh, usual['cell']))
     choice, enough = [nh] if nh else [w for w in widths if w <= 2 * usual['nh']], epochs or usual['epochs'] / 2
     fits = [w for w in choice if in_time(w) >= max(1, enough)] or [w for w in choice[:2] if in_time(w) >= 1]
     if not fits: return usual | dict(nh=choice[0], epochs=0)

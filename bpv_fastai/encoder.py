@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .lstm import bf16_lstm, is_plain_lstm
+from .qrnn import QRNN
 
 # %% ../nbs/20_encoder.ipynb #e50ac3db
-recurrent_cells = dict(lstm=nn.LSTM, gru=nn.GRU)
+recurrent_cells = dict(lstm=nn.LSTM, qrnn=QRNN)
 
 def default_emb_sz(
     vocab_sz: int, # tokens in the character vocabulary
@@ -32,7 +33,7 @@ class TitleEncoder(nn.Module):
         n_layers: int = 2, # recurrent layers
         emb_p: float = .15, # dropout behind the embedding
         hidden_p: float = .25, # dropout between recurrent layers
-        cell: str | Callable = 'lstm', # 'lstm', 'gru', or a module class called as nn.LSTM is
+        cell: str | Callable = 'lstm', # 'lstm' (the paper's), 'qrnn', or a module class called as nn.LSTM is
         pad_idx: int = 0, # token id of padding
     ):
         super().__init__()

@@ -394,6 +394,6 @@ def multiply_adds(
     def of(net):
         c = net.config
         if 'n_rows' in c: return c['dim'] * (4 * length + c['n_categories'])  # about four n-grams begin at each character
-        gates, widths = {'lstm': 4, 'gru': 3}[c['cell']], [c['emb_sz'], *[c['nh']] * c['n_layers']]
-        return length * sum(gates * c['nh'] * (w + c['nh']) for w in widths[:-1]) + len(c['views']) * c['nh'] * c['n_categories']
+        widths, times = [c['emb_sz'], *[c['nh']] * c['n_layers']], dict(lstm=lambda w: 4 * (w + c['nh']), qrnn=lambda w: 6 * w)[c['cell']]
+        return length * sum(c['nh'] * times(w) for w in widths[:-1]) + len(c['views']) * c['nh'] * c['n_categories']
     return float(sum(of(m) for m, _ in members_of(learn)))

@@ -193,7 +193,7 @@ def bpv_learner(
     n_layers: int = 2, # recurrent layers
     emb_sz: int | None = None, # width of the embedding; half the vocabulary, at most 50, if None
     views: Sequence[str] = ('last', 'avg', 'max', 'min'), # pooled views; ('last',) is the baseline, without 'min' it is concat pooling
-    cell: str | Callable = 'lstm', # 'lstm', 'gru', or a module class called as nn.LSTM is
+    cell: str | Callable = 'lstm', # 'lstm' (the paper's), 'qrnn', or a module class called as nn.LSTM is
     drop_mult: float = 1., # multiplies all dropouts
     backwards: bool | None = None, # read titles from their end; as `dls` does if None
     loss_func: Callable | None = None, # cross-entropy if None
@@ -221,14 +221,17 @@ class _WeighNgrams(Callback):
 def ngram_learner(
     dls: TitleDataLoaders, # titles and categories
     n_rows: int | None = None, # rows of the table of hashed n-grams; as the number of titles asks for, 2^14 to 2^19, if None
-    dim: int = 64, # width of a row
+    dim: int | None = None, # width of a row; 64, from 100,000 titles on 128, if None
+    output_p: float | None = None, # dropout before the linear layer; .7, from 100,000 titles on .5, if None
     lr: float | None = None, # peak rate; 10 for batches of 128 and rows of 64, in proportion to the batch and falling with wider rows, if None
     metrics=None, # accuracy and weighted precision, recall and F1 if None
     cbs=None, # further callbacks
     path: str | Path | None = None, # where models are saved; the `path` of `dls` if None
 ) -> TitleLearner: # `fit_flat_cos(15, pct_start=0)`, a rate that only falls, is a good fit
     "A `Learner` with a bag of hashed n-grams: trains in seconds, and is a member for an `Ensemble` (see `ngrams`)"
-    if n_rows is None: n_rows = 2**int(np.clip(round(np.log2(1_200 * max(1, len(dls.train_ds))**.6)), 14, 19))  # four times as many as there are n-grams
+    n = max(1, len(dls.train_ds))
+    if n_rows is None: n_rows = 2**int(np.clip(round(np.log2(1_200 * n**.6)), 14, 19))  # four times as many as there are n-grams
+    dim, output_p = dim or (64 if n < 100_000 else 128), (.7 if n < 100_000 else .5) if output_p is None else output_p  # measured: benchmarks/grid.py
     if len(dls.train_ds): dls = dls.with_train(window=1)  # any titles in a batch: padding costs it nothing, and titles of one length are too much alike
-    model = NgramBag(len(dls.char_vocab), dls.c, letters(dls.char_vocab.chars), n_rows, dim)
+    model = NgramBag(len(dls.char_vocab), dls.c, letters(dls.char_vocab.chars), n_rows, dim, output_p=output_p)
     return _title_learner(dls, model, opt_func=partial(SGD, mom=0.), lr=10 * dls.train.bs / 128 * min(1, (64 / dim)**.5) if lr is None else lr, wd=0., metrics=metrics, cbs=[_WeighNgrams(), *L(cbs)], path=path)

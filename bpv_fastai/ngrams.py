@@ -8,6 +8,7 @@ __all__ = ['letters', 'ngram_rows', 'NgramBag']
 # %% ../nbs/23_ngrams.ipynb #a630bb4c
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +57,8 @@ def _words(f: Tensor) -> tuple[Tensor, Tensor]:
 
 def _each_once(rows: Tensor) -> Tensor:
     "Sorted, and 0 in the place of what is there already: a word that is said twice says no more"
-    rows = (rows if torch.jit.is_tracing() else rows.int()).sort(1)[0]  # half the bytes to sort
+    if torch.jit.is_tracing() or rows.device.type != 'cpu': rows = rows.sort(1)[0]
+    else: rows = torch.from_numpy(np.sort(rows.int().numpy(), 1))  # with no indices beside it, up to thirty times as fast
     return torch.cat([rows[:, :1], torch.where(rows[:, 1:] == rows[:, :-1], 0, rows[:, 1:])], 1)
 
 # %% ../nbs/23_ngrams.ipynb #2f61eb1f
@@ -86,8 +88,8 @@ class _Bag(nn.Module):
             weights = self.weights[rows]
             return (self.embedding(rows) * weights[..., None]).sum(1) / weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
         there = rows > 0  # only what there is, one title after the other: no padding is looked up
-        ends, found = there.sum(1).cumsum(0), rows[there].long()
-        weights = self.weights[found]
+        ends, found = there.sum(1).cumsum(0), rows.masked_select(there).long()
+        weights = self.weights.index_select(0, found)
         starts, squares = nn.functional.pad(ends, (1, 0))[:-1], nn.functional.pad(weights.double().square().cumsum(0), (1, 0))
         norms = (squares[ends] - squares[starts]).sqrt().clamp(min=1e-6).float()
         return nn.functional.embedding_bag(found, self.embedding.weight, starts, mode='sum', per_sample_weights=weights, sparse=self.training) / norms[:, None]

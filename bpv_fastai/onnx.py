@@ -34,6 +34,23 @@ def _export(net: TitleEnsemble, path: Path):
         torch.onnx.export(net, (x,), str(path), dynamo=False, opset_version=17, input_names=['ids'], output_names=['log_probs'],
                           dynamic_axes=dict(ids={0: 'titles', 1: 'longest'}, log_probs={0: 'titles'}))
 
+def _with_scans(path: Path):
+    "Say `forget_mult` in ONNX's words: state and new part of each place to the next state"
+    import onnx
+    from onnx import helper, TensorProto
+    def value(name): return helper.make_tensor_value_info(name, TensorProto.FLOAT, ['titles', 'nh'])
+    steps = [helper.make_node('Sub', ['c', 'z'], ['more']), helper.make_node('Mul', ['f', 'more'], ['stays']), helper.make_node('Add', ['z', 'stays'], ['next']), helper.make_node('Identity', ['next'], ['state'])]
+    body = helper.make_graph(steps, 'forget_mult', [value('c'), value('z'), value('f')], [value('next'), value('state')])
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type != 'ForgetMult': continue
+        node.op_type, node.domain = 'Scan', ''
+        node.attribute.extend([helper.make_attribute('body', body), helper.make_attribute('num_scan_inputs', 2)])
+    kept = [o for o in model.opset_import if o.domain != 'bpv_fastai']
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    onnx.save(model, path)
+
 def _session(path: Path):
     import onnxruntime as ort
     options = ort.SessionOptions()
@@ -52,22 +69,24 @@ def _check(net: TitleEnsemble, path: Path, atol: float):
 
 # %% ../nbs/52_onnx.ipynb #fb94d2eb
 def _quantize(source: Path, path: Path):
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    recurrent = [n.name for n in onnx.load(source).graph.node if n.op_type == 'LSTM' or n.op_type == 'MatMul' and '/rnn/' in n.name]  # the head in 8 bits would cost more answers than it saves bytes
     logging.getLogger().addFilter(lambda record: 'pre-processing' not in record.getMessage())  # advice for which there is nothing to do
-    quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=['LSTM'])  # the head in 8 bits would cost more answers than it saves bytes
+    quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=['LSTM', 'MatMul'], nodes_to_quantize=recurrent)
 
 @patch
 def to_onnx(self: Categorizer,
     path: str | Path, # the folder, made if it is not there
-    int8: bool = True, # write `network.int8.onnx` too, if there are LSTMs
+    int8: bool = True, # write `network.int8.onnx` too, if there are recurrent networks
 ) -> Path: # the folder
     "Write networks for onnxruntime, with vocabularies and decisions. Raises `CategorizerError` if the float one does not answer as PyTorch does"
     _need('onnx', 'onnxruntime')
     path = Path(path); path.mkdir(parents=True, exist_ok=True)
     with whole_file(path/'network.onnx') as f:
-        _export(self.ensemble, f); _check(self.ensemble, f, 1e-4)
+        _export(self.ensemble, f); _with_scans(f); _check(self.ensemble, f, 1e-4)
     names = ['network.onnx']
-    if int8 and any(m.config.get('cell') == 'lstm' for m in self.ensemble.members):
+    if int8 and any('cell' in m.config for m in self.ensemble.members):
         with whole_file(path/'network.int8.onnx') as f: _quantize(path/'network.onnx', f)
         names.append('network.int8.onnx')
     found = _as_json(self.describe() | dict(format=_form, files={n: dict(bytes=(path/n).stat().st_size, sha256=_file_checksum(path/n)) for n in names}))

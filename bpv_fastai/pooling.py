@@ -92,7 +92,7 @@ class TitleClassifier(nn.Module):
         n_layers: int = 2, # recurrent layers
         emb_sz: int | None = None, # width of the embedding; half the vocabulary, at most 50, if None
         views: Sequence[str] = ('last', 'avg', 'max', 'min'), # pooled views
-        cell='lstm', # 'lstm', 'gru', or a module class called as nn.LSTM is
+        cell='lstm', # 'lstm' (the paper's), 'qrnn', or a module class called as nn.LSTM is
         emb_p: float = .15, # dropout behind the embedding
         hidden_p: float = .25, # dropout between recurrent layers
         output_p: float = .35, # dropout before the linear layer

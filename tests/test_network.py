@@ -9,6 +9,7 @@ from bpv_fastai.catalog import synthetic_catalog
 from bpv_fastai.dataloaders import TitleDataLoaders
 from bpv_fastai.learner import bpv_learner
 from bpv_fastai.pooling import PoolingLinearClassifier, TitleClassifier, pool_views, view_functions
+from bpv_fastai.qrnn import QRNN
 
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -49,7 +50,7 @@ def test_no_gradient_flows_from_padding():
 
 
 @pytest.mark.parametrize('backwards', [False, True])
-@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+@pytest.mark.parametrize('cell', ['lstm', 'qrnn'])
 def test_logits_of_a_title_are_the_same_alone_and_in_a_batch(backwards, cell):
     df = synthetic_catalog(2_000, 20)
     dls = TitleDataLoaders.from_df(df, bs=64, backwards=backwards, verbose=False)
@@ -85,3 +86,23 @@ def test_head_takes_fastai_arguments():
     head = PoolingLinearClassifier(dims=[8, 5, 3], ps=[.1, .2], bptt=72, y_range=None, views=('last', 'min'))
     logits, raw, out = head((torch.randn(2, 6, 4), torch.zeros(2, 6, dtype=torch.bool)))
     assert logits.shape == (2, 3) and raw is out and raw.shape == (2, 6, 4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 12), st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(0, 1000))
+def test_qrnn_is_its_formula_written_out(bs, longest, width, nh, n_layers, seed):
+    torch.manual_seed(seed)
+    rnn, x = QRNN(width, nh, n_layers).double(), torch.randn(bs, longest, width, dtype=torch.float64, requires_grad=True)
+    def slow():
+        states = x
+        for layer in rnn.layers:
+            c, before, shown = 0., torch.zeros_like(states[:, 0]), []
+            for now in states.unbind(1):
+                z, f, o = (torch.cat([before, now], 1) @ layer.weight.T + layer.bias).chunk(3, 1)
+                c, before = f.sigmoid() * c + (1 - f.sigmoid()) * z.tanh(), now
+                shown.append(o.sigmoid() * c)
+            states = torch.stack(shown, 1)
+        return states
+    up = torch.randn(bs, longest, nh, dtype=torch.float64)
+    found, wanted = ([states, *torch.autograd.grad(states, [x, *rnn.parameters()], up)] for states in (rnn(x)[0], slow()))
+    for a, b in zip(found, wanted): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)

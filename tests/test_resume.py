@@ -56,7 +56,7 @@ def fit(learn, how, *cbs, **kwargs):
 
 
 @pytest.mark.parametrize('how', ['fit', 'fit_one_cycle', 'fit_flat_cos', 'fit_linear_cycle'])
-@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+@pytest.mark.parametrize('cell', ['lstm', 'qrnn'])
 def test_every_fit_resumes(tmp_path, how, cell, monkeypatch):
     monkeypatch.setattr(resume, '_finished_fits', 0)
     from fastai.callback.core import Callback

@@ -1,0 +1,65 @@
+"""What `default_training` and `ngram_learner` choose from: weighted F1 of single members on validation titles, by size of the catalog.
+
+    python benchmarks/grid.py --sizes 2000,10000          # a quarter of an hour on one core
+    python benchmarks/grid.py --tables
+
+Splits are those of benchmarks/curve.py; validation titles judge, so that its test titles stay unseen. Forward networks, and bags of n-grams, with
+the most probable category. Runs are kept in benchmarks/results/grid; what is there is not run again."""
+import json
+
+import pandas as pd
+import torch
+from common import results, save
+from curve import loaders, split
+from fastai.torch_core import set_seed
+from fastcore.script import call_parse
+from variants import fit, log_probs, score
+
+from bpv_fastai.all import *
+
+runs = results/'grid'
+networks = [dict(cell=cell, nh=nh, drop_mult=drop_mult, epochs=share) for share in (1., .6) for cell, nh, drop_mult in (('lstm', 128, 1.), ('lstm', 160, 1.), ('qrnn', 128, 1.), ('qrnn', 256, 1.5), ('qrnn', 256, 1.), ('qrnn', 256, .5), ('qrnn', 384, .5))]  # epochs: of the default ones
+bags = [dict(dim=dim, output_p=p, epochs=1.) for dim, p in ((64, .7), (64, .5), (128, .5), (256, .5))]
+
+
+def one(dls, seed: int, setting: dict) -> dict:
+    "Weighted F1 of one setting, and the seconds of one core"
+    n, options = len(dls.train_ds), {k: v for k, v in setting.items() if k != 'epochs'}
+    bag = 'dim' in setting
+    epochs = max(1, round(setting['epochs'] * (ngram_epochs(n) if bag else default_epochs(n))))
+    set_seed(seed)
+    learn = ngram_learner(dls, **options) if bag else bpv_learner(dls.with_train(seed=seed), **options)
+    try: seconds = fit(learn, epochs, bag=bag)
+    except TrainingDiverged: return dict(setting=setting, epochs=epochs, f1=None)
+    return dict(setting=setting, epochs=epochs, f1=score(log_probs(learn, dls.valid), dls.valid_ds.targets), seconds=seconds)
+
+
+def table() -> pd.DataFrame:
+    "A row for each setting and size, with the mean over splits"
+    found = [dict(titles=int(path.stem.split('_')[0])) | {k: v for k, v in r.items() if k != 'setting'} | r['setting'] | dict(epochs=r['epochs'])
+             for path in runs.glob('*.json') for r in json.loads(path.read_text())]
+    by = ['titles', 'cell', 'nh', 'drop_mult', 'dim', 'output_p', 'epochs']
+    return pd.DataFrame(found).groupby(by, dropna=False).agg(f1=('f1', 'mean'), seconds=('seconds', 'median'), splits=('f1', 'count')).reset_index()
+
+
+@call_parse
+def main(
+    sizes: str = '2000,10000,40000,200000', # training titles
+    seeds: int = 1, # splits of each size
+    only: str = '', # only settings whose text holds one of these, with semicolons between
+    tables: bool = False, # only the table
+):
+    "Train, judge, save"
+    for n in [] if tables else map(int, sizes.split(',')):
+        for seed in range(seeds):
+            path = runs/f'{n}_{seed}.json'
+            found = json.loads(path.read_text()) if path.exists() else []
+            train, valid, _ = split(n, seed)
+            dls = loaders(train, valid, seed)
+            for setting in networks + bags:
+                if setting in [r['setting'] for r in found] or not any(o in json.dumps(setting) for o in only.split(';')): continue
+                found.append(one(dls, seed, setting))
+                path.parent.mkdir(exist_ok=True); path.write_text(json.dumps(found, indent=1))
+                print(n, seed, found[-1], flush=True)
+    print(table().round(4).to_string(index=False))
+    save('grid', dict(rows=json.loads(table().to_json(orient='records'))))
