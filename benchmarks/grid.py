@@ -1,6 +1,6 @@
 """What `default_training` and `ngram_learner` choose from: weighted F1 of single members on validation titles, by size of the catalog.
 
-    python benchmarks/grid.py --sizes 2000,10000          # a quarter of an hour on one core
+    python benchmarks/grid.py --sizes 2000,10000          # half an hour on one core
     python benchmarks/grid.py --tables
 
 Splits are those of benchmarks/curve.py; validation titles judge, so that its test titles stay unseen. Forward networks, and bags of n-grams, with
@@ -8,7 +8,6 @@ the most probable category. Runs are kept in benchmarks/results/grid; what is th
 import json
 
 import pandas as pd
-import torch
 from common import results, save
 from curve import loaders, split
 from fastai.torch_core import set_seed

@@ -99,8 +99,10 @@ def main(
     dls = TitleDataLoaders.from_df(df, valid_col='is_valid', bs=128, on_bad='drop', verbose=False)
     folder, found = Path(tempfile.mkdtemp()), {}
     sizes = {'pair 512': 2_048, '512': 4_096, '128': 20_000, '128 and n-grams': 20_000, 'QRNN 256 and n-grams': 20_000, 'student': 40_000, 'n-grams': 40_000}
-    cost = cost_of_ngrams(dls, folder, titles[:10_000], 2 * rounds) if only in ('', 'cost') else {}
-    print('what n-grams cost beside 128:', {e: round(c, 3) for e, c in cost.items()}, flush=True)
+    if only in ('', 'cost'):
+        cost = cost_of_ngrams(dls, folder, titles[:10_000], 2 * rounds)
+        print('what n-grams cost beside a network 128 wide:', {e: round(c, 3) for e, c in cost.items()}, flush=True)
+        save('ngrams_cost', dict(share=cost, rounds=2 * rounds, cores=usable_cores()))
     for name in [] if only == 'cost' else only.split(',') if only else [*sizes, 'others']:
         contenders = others(df[:40_000], folder) if name == 'others' else engines(name, dls, folder)
         some = titles[:sizes.get(name, 100_000)]
@@ -111,4 +113,4 @@ def main(
                                one_title_ms=1e3 * median(seconds(f, [t]) for t in titles[:50])) for e, (f, mb) in contenders.items()}
         print(name)
         for e, row in found[name].items(): print(f"  {e:<24} {row['titles_per_second']:>9,.0f} titles/s  {row['of_fastest']:.2f} of the fastest  {row['one_title_ms']:6.1f} ms for one  {row['mb']:6.1f} MB", flush=True)
-    if not only: save('predict', dict(rounds=rounds, networks=found, cost_of_ngrams=cost, cores=usable_cores(), mean_length=sum(map(len, titles)) / len(titles)))
+    if not only: save('predict', dict(rounds=rounds, networks=found, cores=usable_cores(), mean_length=sum(map(len, titles)) / len(titles)))

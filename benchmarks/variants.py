@@ -70,6 +70,25 @@ class CharConv(nn.Module):
     def forward(self, x): return x + self.conv(x.transpose(1, 2)).relu().transpose(1, 2)
 
 
+class WordsFromChars(nn.Module):
+    "Word embeddings convolved from characters (as Kim et al. 2016, but the windows look into the neighbouring words, too), and an LSTM over the words, in the place of the encoder"
+    def __init__(self, vocab_sz: int, letter_of: list, nh: int, emb_sz: int, sizes: dict = {1: 16, 2: 32, 3: 48, 4: 64, 5: 64}):
+        super().__init__()
+        self.register_buffer('letter_of', torch.tensor(letter_of))
+        self.emb, self.emb_drop, self.word_drop = nn.Embedding(vocab_sz, emb_sz, padding_idx=0), nn.Dropout(.15), nn.Dropout(.15)
+        self.convs = nn.ModuleList(nn.Conv1d(emb_sz, n, size) for size, n in sizes.items())
+        self.rnn = nn.LSTM(sum(sizes.values()), nh, 2, batch_first=True, dropout=.25)
+
+    def forward(self, x):
+        letter = self.letter_of[x] > 0
+        begins = letter & ~F.pad(letter, (1, 0))[:, :-1]
+        word = torch.where(letter, begins.long().cumsum(1), 0)  # from 1
+        chars = self.emb_drop(self.emb(x)).transpose(1, 2)
+        found = torch.cat([conv(F.pad(chars, ((size := conv.kernel_size[0]) // 2, size - 1 - size // 2))) for conv in self.convs], 1).relu().transpose(1, 2)
+        words = found.new_zeros(len(x), max(1, int(word.max())) + 1, found.shape[2]).scatter_reduce(1, word[..., None].expand_as(found), found, 'amax')[:, 1:]
+        return self.rnn(self.word_drop(words))[0], torch.arange(words.shape[1], device=x.device) >= word.amax(1, keepdim=True)
+
+
 class Attention(nn.Module):
     "Additive attention beside the four views; several hops are kept apart by a penalty"
     def __init__(self, nh: int, n_categories: int, hops: int, p: float = .35):
@@ -112,6 +131,7 @@ def changed(change):
 
 
 def conv_front(model, dls): model.encoder.emb_drop = nn.Sequential(model.encoder.emb_drop, CharConv(model.config['emb_sz']))
+def words_from_chars(model, dls): model.encoder = WordsFromChars(len(dls.char_vocab), letters(dls.char_vocab.chars), 128, model.config['emb_sz'])
 def adaptive(model, dls): model.head = AdaptiveHead(128, dls.c)
 def variational_dropout(model, dls):
     model.encoder.emb_drop, old = RNNDropout(.15), model.encoder.rnn
@@ -132,6 +152,7 @@ variants = {
     'label smoothing .1': lambda dls: bpv_learner(dls, nh=128, loss_func=LabelSmoothingCrossEntropyFlat(eps=.1)),
     'adaptive softmax': changed(adaptive),
     'convolution before the LSTM': changed(conv_front),
+    'words convolved from characters': changed(words_from_chars),
     'dropouts halved': lambda dls: bpv_learner(dls, nh=128, drop_mult=.5),
 }
 

@@ -110,7 +110,7 @@ def _network(found, vocab_sz: int, n_categories: int) -> tuple[dict, bool]:
         return dict(vocab_sz=vocab_sz, n_categories=n_categories, n_rows=n_rows, dim=_whole(found, 'dim', 1, 2**12), fold=list(_whole_numbers(found, 'fold', vocab_sz, 0, 2**17)),
                     char_sizes=_whole_numbers(found, 'char_sizes', None, 2, 16), word_sizes=_whole_numbers(found, 'word_sizes', None, 1, 8)), found['backwards']
     config = dict(nh=_whole(found, 'nh', 1, 2**14), n_layers=_whole(found, 'n_layers', 1, 32), emb_sz=_whole(found, 'emb_sz', 1, 2**14))
-    if not isinstance(found.get('cell'), str) or found['cell'] not in recurrent_cells: raise CategorizerError('a network with an unknown cell')
+    if not isinstance(found.get('cell'), str) or found['cell'] not in recurrent_cells: raise CategorizerError(f"a network with the cell {found.get('cell')!r}; this version of bpv_fastai has {', '.join(recurrent_cells)}")
     views = found.get('views')
     if not isinstance(views, list) or not 1 <= len(views) <= 16 or not set(map(str, views)) <= {'last', 'avg', 'max', 'min'}: raise CategorizerError('a network with unknown views')
     return dict(vocab_sz=vocab_sz, n_categories=n_categories, cell=found['cell'], views=tuple(views), **config), found['backwards']

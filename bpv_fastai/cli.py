@@ -188,7 +188,7 @@ def bpv_train(
     minutes: float = None, # train the best that can be ready in so many minutes
     epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
-    plain: bool = False, # the networks of the paper alone: LSTMs, without the bag of n-grams
+    plain: bool = False, # the networks of the paper alone: without the bag of n-grams, and with LSTMs unless --cell says otherwise
     cell: str = None, # of the recurrent networks, lstm or qrnn; qrnn on a CPU, lstm on a GPU
     nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
     bs: int = None, # titles in a batch; 128 on a CPU
@@ -205,9 +205,10 @@ def bpv_train(
     "Train on a catalog, judge on a quarter of it, and save the model; a run that was stopped goes on"
     _check_options('bpv_train', epochs=epochs, nh=nh, bs=bs, lr=lr, longest=longest, minutes=minutes, checkpoint=checkpoint)
     with one_line_errors('bpv_train', debug):
+        cell = _cell(cell, plain)
         _few_threads(threads); Path(out).mkdir(parents=True, exist_ok=True)
         df = _own_catalog(catalog, title, category, drop, Path(out))
-        _run(df, dict(pairs=pairs, ngrams=not plain, cell=_cell(cell, plain), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
+        _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
 
 # %% ../nbs/54_cli.ipynb #4e092a92
 @call_parse
@@ -216,7 +217,7 @@ def bpv_demo(
     minutes: float = None, # train the best that can be ready in so many minutes
     epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
-    plain: bool = False, # the networks of the paper alone: LSTMs, without the bag of n-grams
+    plain: bool = False, # the networks of the paper alone: without the bag of n-grams, and with LSTMs unless --cell says otherwise
     cell: str = None, # of the recurrent networks, lstm or qrnn; qrnn on a CPU, lstm on a GPU
     nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
     bs: int = None, # titles in a batch; 128 on a CPU
@@ -234,7 +235,7 @@ def bpv_demo(
     "Train a network on real product titles, judge it beside a linear model, and show what it says"
     _check_options('bpv_demo', epochs=epochs, nh=nh, bs=bs, lr=lr, rows=rows or None, minutes=minutes)
     with one_line_errors('bpv_demo', debug):
-        _few_threads(threads)
+        cell = _cell(cell, plain); _few_threads(threads)
         df = _demo_catalog(catalog, title, category, rows, seed)
-        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, cell=_cell(cell, plain), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
+        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
         _show_ten(df, learn, seed)

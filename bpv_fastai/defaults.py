@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from .dataloaders import TitleDataLoaders
+from .encoder import recurrent_cells
 from .learner import bpv_learner
 
 # %% ../nbs/45_defaults.ipynb #36ef852d
@@ -32,9 +33,10 @@ def default_training(
     device: str = 'cpu', # 'cpu' or 'cuda'
     cell: str | None = None, # 'lstm' or 'qrnn'; if None 'qrnn' on a CPU, 'lstm' on a GPU
 ) -> dict: # cell, nh, drop_mult, epochs, lr_max, bs
-    "Network, epochs, peak rate and batch for a catalog. On a GPU they are the paper's (section 5)"
+    "Network, epochs, peak rate and batch for a catalog. On a GPU width, rate and the LSTM are the paper's (section 5). Raises `ValueError` for no titles or another cell"
     if n_titles < 1: raise ValueError('there are no titles to train on')
     cell = cell or ('lstm' if device == 'cuda' else 'qrnn')
+    if cell not in recurrent_cells: raise ValueError(f'cell is {cell!r}; it can be {" or ".join(recurrent_cells)}')
     if device == 'cuda': return dict(cell=cell, nh=512, drop_mult=1., epochs=max(20, default_epochs(n_titles)), lr_max=1., bs=256 if n_titles >= 20_000 else 128)
     if cell == 'lstm': return dict(cell=cell, nh=128 if n_titles < 20_000 else 160, drop_mult=1., epochs=default_epochs(n_titles), lr_max=1., bs=128)
     return dict(cell=cell, nh=256, drop_mult=1. if n_titles < 20_000 else .5, epochs=default_epochs(n_titles), lr_max=1., bs=128)
@@ -44,10 +46,11 @@ def training_speed(
     dls: TitleDataLoaders, # titles and categories
     nh: int = 128, # width
     bf16: bool = False, # train in bfloat16
-    cell: str = 'lstm', # or 'qrnn'
     n_batches: int = 6, # to measure
+    cell: str | None = None, # 'lstm' or 'qrnn'; as `default_training` has it if None
 ) -> float: # titles a second of one network, on one thread if on a CPU
     "Titles a second in training, measured now"
+    cell = cell or default_training(len(dls.train_ds), dls.device.type)['cell']
     threads, learn = torch.get_num_threads(), bpv_learner(dls, nh=nh, cell=cell)
     net, seen = learn.model.train(), 0
     if bf16: net.autocast = torch.bfloat16

@@ -30,7 +30,7 @@ from .callbacks import F1Calibration, TrainingDiverged, WeightedF1, WeightedPrec
 from .dataloaders import TitleDataLoaders, TitleDataset
 from .defaults import ngram_epochs
 from .files import whole_file
-from .learner import TitleLearner, bpv_learner, ngram_learner
+from .learner import TitleLearner, bpv_learner, ngram_learner, ngram_sizes
 from .members import TitleEnsemble, fit_shares, members_of
 from .metrics import CategoryCounts
 from .ngrams import NgramBag
@@ -52,7 +52,7 @@ def _member_learner(dls: TitleDataLoaders, job: dict) -> TitleLearner:
     set_seed(job['seed'])
     mine = dls.with_backwards(job['backwards'])
     mine = mine.with_train(seed=job['seed'])
-    learn = ngram_learner(mine) if job['kind'] == 'ngrams' else bpv_learner(mine, **job['kwargs'])
+    learn = ngram_learner(mine, **job['kwargs']) if job['kind'] == 'ngrams' else bpv_learner(mine, **job['kwargs'])
     return (learn.to_bf16() if job['bf16'] else learn).remove_cb(learn.f1_calibration)
 
 class _Counts(Callback):
@@ -286,7 +286,7 @@ class Ensemble(_FromFolder):
         seeds = list(range(len(directions))) if seeds is None else list(seeds)
         if not (directions or ngrams) or len(seeds) != len(directions): raise ValueError(f'{len(seeds)} seeds for {len(directions)} members')
         jobs = [_described(dls, bool(b), s, epochs, lr_max, schedule, kwargs, bf16=bf16, minutes=minutes) for b, s in zip(directions, seeds)]
-        if ngrams: jobs.append(_described(dls, False, len(jobs), ngram_epochs(len(dls.train_ds)), None, 'falling', {}, 'ngrams', minutes=minutes))
+        if ngrams: jobs.append(_described(dls, False, len(jobs), ngram_epochs(len(dls.train_ds)), None, 'falling', ngram_sizes(len(dls.train_ds)), 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
         n_jobs, n_batches = n_jobs or members_at_once(dls.device, len(jobs)), [j['epochs'] * len(dls.train) for j in jobs]
         with tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:

@@ -57,8 +57,9 @@ def _words(f: Tensor) -> tuple[Tensor, Tensor]:
 
 def _each_once(rows: Tensor) -> Tensor:
     "Sorted, and 0 in the place of what is there already: a word that is said twice says no more"
+    if not torch.jit.is_tracing(): rows = rows.int()  # half the bytes to sort
     if torch.jit.is_tracing() or rows.device.type != 'cpu': rows = rows.sort(1)[0]
-    else: rows = torch.from_numpy(np.sort(rows.int().numpy(), 1))  # with no indices beside it, up to thirty times as fast
+    else: rows = torch.from_numpy(np.sort(rows.numpy(), 1))  # without indices, which takes a fraction of the time
     return torch.cat([rows[:, :1], torch.where(rows[:, 1:] == rows[:, :-1], 0, rows[:, 1:])], 1)
 
 # %% ../nbs/23_ngrams.ipynb #2f61eb1f

@@ -72,6 +72,7 @@ def _quantize(source: Path, path: Path):
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     recurrent = [n.name for n in onnx.load(source).graph.node if n.op_type == 'LSTM' or n.op_type == 'MatMul' and '/rnn/' in n.name]  # the head in 8 bits would cost more answers than it saves bytes
+    if not recurrent: raise CategorizerError(f'{source.name} names no recurrent layer that could have weights of 8 bits')  # an empty list would mean all layers
     logging.getLogger().addFilter(lambda record: 'pre-processing' not in record.getMessage())  # advice for which there is nothing to do
     quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=['LSTM', 'MatMul'], nodes_to_quantize=recurrent)
 

@@ -188,12 +188,12 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, monkeypatch):
     "How fast the machine is now must not change what a stopped run had begun"
     from bpv_fastai import cli
     dls = TitleDataLoaders.from_df(synthetic_catalog(400, 4), bs=32, verbose=False)
-    options = dict(nh=None, epochs=None, lr=None, for_minutes=1., pairs=1, half=False, ngrams=True)
+    options = dict(cell=None, nh=None, epochs=None, lr=None, for_minutes=1., pairs=1, half=False, ngrams=True)
     monkeypatch.setattr(cli, 'training_speed', lambda *args, **kwargs: 300.)
     first = cli._chosen(dls, options, tmp_path)
     monkeypatch.setattr(cli, 'training_speed', lambda *args, **kwargs: 30_000.)
     assert cli._chosen(dls, options, tmp_path) == first
     other = cli._chosen(dls, options | dict(for_minutes=2.), tmp_path)
     assert other['nh'] >= first['nh'] and other != first
-    given = dict(nh=7, epochs=3, lr=.1)
-    assert cli._chosen(dls, options | given, tmp_path) == options | given
+    given = dict(cell='qrnn', nh=7, epochs=3, lr=.1)
+    assert cli._chosen(dls, options | given, tmp_path) == options | given | dict(drop_mult=1.)
