@@ -34,6 +34,7 @@ def _export(net: TitleEnsemble, path: Path):
         torch.onnx.export(net, (x,), str(path), dynamo=False, opset_version=17, input_names=['ids'], output_names=['log_probs'],
                           dynamic_axes=dict(ids={0: 'titles', 1: 'longest'}, log_probs={0: 'titles'}))
 
+# %% ../nbs/52_onnx.ipynb #fb94d2eb
 def _with_scans(path: Path):
     "Say `forget_mult` in ONNX's words: state and new part of each place to the next state"
     import onnx
@@ -51,6 +52,7 @@ def _with_scans(path: Path):
     model.opset_import.extend(kept)
     onnx.save(model, path)
 
+# %% ../nbs/52_onnx.ipynb #0f2fb42e
 def _session(path: Path):
     import onnxruntime as ort
     options = ort.SessionOptions()
@@ -67,7 +69,7 @@ def _check(net: TitleEnsemble, path: Path, atol: float):
         found = session.run(None, dict(ids=x))[0]
         if not abs(np.exp(found) - np.exp(wanted)).max() < atol: raise CategorizerError(f'{path.name} differs from PyTorch by {abs(np.exp(found) - np.exp(wanted)).max():.2g} for {n} titles of {longest} tokens')
 
-# %% ../nbs/52_onnx.ipynb #fb94d2eb
+# %% ../nbs/52_onnx.ipynb #8321ab50
 def _quantize(source: Path, path: Path):
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -94,7 +96,7 @@ def to_onnx(self: Categorizer,
     with whole_file(path/'onnx.json') as f: f.write_text(json.dumps(found | dict(checksum=_checksum(found)), indent=1), encoding='utf-8')
     return path
 
-# %% ../nbs/52_onnx.ipynb #8321ab50
+# %% ../nbs/52_onnx.ipynb #7a246db7
 class _OnnxEngine:
     "Log-probabilities of encoded titles from an onnxruntime session"
     device = torch.device('cpu')
@@ -106,7 +108,7 @@ class _OnnxEngine:
 
     def log_probs(self, x: torch.Tensor) -> torch.Tensor: return torch.from_numpy(self.session.run(None, dict(ids=x.numpy()))[0])
 
-# %% ../nbs/52_onnx.ipynb #5d4588db
+# %% ../nbs/52_onnx.ipynb #7a21cee7
 class OnnxCategorizer(_LabelsFiles):
     "Labels with onnxruntime what a `Categorizer` labels with PyTorch: `predict` and `predict_file`"
     def __init__(self,
