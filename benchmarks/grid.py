@@ -60,5 +60,6 @@ def main(
                 found.append(one(dls, seed, setting))
                 path.parent.mkdir(exist_ok=True); path.write_text(json.dumps(found, indent=1))
                 print(n, seed, found[-1], flush=True)
-    print(table().round(4).to_string(index=False))
-    save('grid', dict(rows=json.loads(table().to_json(orient='records'))))
+    rows = table()
+    print(rows.round(4).to_string(index=False))
+    save('grid', dict(rows=json.loads(rows.to_json(orient='records'))))

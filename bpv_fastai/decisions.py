@@ -139,8 +139,9 @@ class ExpectedF1:
     def fit(cls,
         probs: np.ndarray | TopProbs, # (n, categories) probabilities, best calibrated; no labels are needed
         n_iter: int = 30, # rounds at most
+        fallbacks: tuple = ('argmax', 'rarest'), # of the `F1Cutoffs` that are used where they promise more
     ) -> 'ExpectedF1':
-        "Find the rule on a set of titles. What it expects there is never below best-wins or `F1Cutoffs`"
+        "Find the rule on a set of titles. What it expects there is never below best-wins or `F1Cutoffs` with these fallbacks"
         top = as_top_probs(probs)
         rule = best = cls(np.ones(top.n_categories), np.zeros(top.n_categories))
         best_score, n = -1., top.totals
@@ -152,8 +153,10 @@ class ExpectedF1:
             after = cls((rule.slope + 2 * n / both) / 2, (rule.offset + t / both) / 2)  # half the way, which ends swinging to and fro
             if np.allclose(after.slope, rule.slope) and np.allclose(after.offset, rule.offset): break
             rule = after
-        cutoffs = F1Cutoffs.fit(top)  # not with 'rarest': some hundred titles promised more of it than it held, by .02 in F1
-        return cls(best.slope, best.offset, cutoffs) if expected_f1(top, cutoffs.predict(top)) > best_score else best
+        for cutoffs in (F1Cutoffs.fit(top, fallback) for fallback in fallbacks):
+            score = expected_f1(top, cutoffs.predict(top))
+            if score > best_score: best, best_score = cls(best.slope, best.offset, cutoffs), score
+        return best
 
 # %% ../nbs/32_decisions.ipynb #7eb8b3cb
 def coverage_curve(

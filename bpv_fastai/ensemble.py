@@ -52,7 +52,7 @@ def _member_learner(dls: TitleDataLoaders, job: dict) -> TitleLearner:
     set_seed(job['seed'])
     mine = dls.with_backwards(job['backwards'])
     mine = mine.with_train(seed=job['seed'])
-    learn = ngram_learner(mine, **job['kwargs']) if job['kind'] == 'ngrams' else bpv_learner(mine, **job['kwargs'])
+    learn = (ngram_learner if job['kind'] == 'ngrams' else bpv_learner)(mine, **job['kwargs'])
     return (learn.to_bf16() if job['bf16'] else learn).remove_cb(learn.f1_calibration)
 
 class _Counts(Callback):
