@@ -114,7 +114,8 @@ def _header(cells, columns, path, kind):
     if kind == 'tsv' and columns == ['title', 'category'] and not looks_like_one: return list(columns), False
     hint = ' Are they separated by semicolons? Save the table with commas, or as TSV.' if len(cells) == 1 and ';' in str(cells[0]) else ''
     raise CatalogError(f'{path}: no column {", ".join(repr(c) for c in columns if c not in cells)}; it has '
-                       f'{", ".join(map(repr, cells))}.{hint} Name yours with title_col= and category_col=')
+                       f'{", ".join(map(repr, cells))}.{hint} Name yours with title_col= and category_col='
+                       + ('' if kind == 'parquet' else ', or by their positions, from 0, if the first row is no header'))
 
 # %% ../nbs/00_catalog.ipynb #85246523
 @contextmanager

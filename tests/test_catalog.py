@@ -136,8 +136,16 @@ def test_the_report_outlives_a_trip_to_parquet(tmp_path):
 def test_tsv_gives_back_any_text(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp('tsv')/'t.tsv'
     path.write_text(''.join(f'{t}\t{c}\n' for t, c in rows), encoding='utf-8', newline='')
-    if rows[0][0].startswith('\ufeff') or set(rows[0]) == {'title', 'category'}: return
-    assert list(map(tuple, read(path).values)) == rows
+    if rows[0][0].startswith('\ufeff'): return
+    assert list(map(tuple, read(path, title_col=0, category_col=1).values)) == rows
+    if not {cell.strip().lower() for cell in rows[0]} & {'title', 'category'}: assert list(map(tuple, read(path).values)) == rows
+
+
+@pytest.mark.parametrize('first', ['0\tTITLE', 'Title \tx', 'category\tx', 'Title\tCategory'])
+def test_a_first_row_that_may_be_a_header_is_asked_about_and_can_be_said_to_be_none(tmp_path, first):
+    (tmp_path/'t.tsv').write_text(first + '\na\ty\n')
+    with pytest.raises(CatalogError, match='or by their positions, from 0, if the first row is no header'): read(tmp_path/'t.tsv')
+    assert read(tmp_path/'t.tsv', title_col=0, category_col=1).values.tolist() == [first.split('\t'), ['a', 'y']]
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=300), st.floats(0, .95), st.integers(0, 99))
