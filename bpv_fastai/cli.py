@@ -93,7 +93,7 @@ def _chosen(dls: TitleDataLoaders, o: dict, out: Path) -> dict:
         if kept['asked'] == asked: return o | kept['chosen']
         if (out/'models'/'ensemble').exists(): raise ResumeError(f'{out}/models holds members of another training: remove it to start anew')
     found = default_training(n, dls.device.type, o['cell'])
-    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half'], cell=found['cell']), networks, members_at_once(dls.device, networks), dls.device.type, o['nh'], o['epochs'], o['cell'])
+    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half'], cell=found['cell']), networks, members_at_once(dls.device, networks), dls.device.type, o['nh'], o['epochs'], o['cell'], o['ngrams'])
     else: found |= {k: o[k] for k in ('nh', 'epochs') if o[k]}
     chosen = {k: found[k] for k in ('cell', 'nh', 'drop_mult', 'epochs')} | dict(lr=o['lr'] or found['lr_max'])
     if not o['ngrams']: chosen['epochs'] = max(1, chosen['epochs'])
@@ -114,9 +114,7 @@ def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float, dict]
     networks = f"{o['cell'].upper()} {o['nh']} wide for {o['epochs']} epochs in {'bf16' if half else 'fp32'}" if o['epochs'] else 'no time for recurrent networks'
     print(f"training {', '.join(['backward' if b else 'forward' for b in directions] + ['n-grams'] * o['ngrams'])} on {len(dls.train_ds):,} titles, {dls.device}: {networks} (chosen where not given: --cell, --nh, --epochs, --minutes)", flush=True)
     learn = Ensemble.train(dls, directions=directions, epochs=o['epochs'], lr_max=o['lr'], seeds=[o['seed'] + i for i in range(len(directions))], ngrams=o['ngrams'], bf16=half, minutes=o['minutes'],
-                           resume=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, **{k: o[k] for k in ('cell', 'nh', 'drop_mult')})
-    (out/'models'/'chosen.json').unlink(missing_ok=True)
-    if not list((out/'models').iterdir()): (out/'models').rmdir()
+                           resume=True, keep=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, **{k: o[k] for k in ('cell', 'nh', 'drop_mult')})
     before = learn.reports['seconds'].sum() / members_at_once(dls.device, len(learn.reports))  # of a run that went on, too
     return learn, max(time.perf_counter() - start, float(before)), o
 
@@ -142,6 +140,11 @@ def _result_table(report: dict) -> str:
     return _show_table(rows, ['', 'precision', 'recall', 'weighted F1', 'seconds'])
 
 # %% ../nbs/54_cli.ipynb #481a8329
+def _remove_checkpoints(out: Path):
+    "What a stopped run goes on from, now that all is written"
+    shutil.rmtree(out/'models'/'ensemble'); (out/'models'/'chosen.json').unlink()
+    if not list((out/'models').iterdir()): (out/'models').rmdir()
+
 def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.DataFrame]:
     "Train, save and judge; gives the report that it writes"
     out.mkdir(parents=True, exist_ok=True)
@@ -155,6 +158,7 @@ def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.D
     if report['predicted_categories'] < 2: print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
     print('\n' + _result_table(report))
     with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
+    _remove_checkpoints(out)
     print(f"\nwritten to {out}: the model (categorizer.json, weights.safetensors), report.json, {', '.join(p.name for p in plots)}")
     print(f'label your titles: bpv_predict {out} titles.tsv')
     return report, learn, df
@@ -185,7 +189,7 @@ def bpv_train(
     title: str = 'title', # column of titles; a number (for both columns) is a position in a file without header
     category: str = 'category', # column of categories
     drop: bool = False, # leave bad rows out, and list them in bad_rows.csv
-    minutes: float = None, # train the best that can be ready in so many minutes
+    minutes: float = None, # train the best that can be ready in about so many minutes; the linear model comes on top
     epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
     plain: bool = False, # the networks of the paper alone: without the bag of n-grams, and with LSTMs unless --cell says otherwise
@@ -214,7 +218,7 @@ def bpv_train(
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all
-    minutes: float = None, # train the best that can be ready in so many minutes
+    minutes: float = None, # train the best that can be ready in about so many minutes; the linear model comes on top
     epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = 1, # pairs of a network that reads forward and one that reads backward; 0 for one that reads forward
     plain: bool = False, # the networks of the paper alone: without the bag of n-grams, and with LSTMs unless --cell says otherwise

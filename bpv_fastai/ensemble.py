@@ -8,7 +8,7 @@ __all__ = ['members_at_once', 'Ensemble', 'snapshots', 'DistillationLoss', 'dist
 # %% ../nbs/50_ensemble.ipynb #9b7bd0cf
 import copy, json, os, shutil, signal, subprocess, sys, tempfile, time, zlib
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -110,6 +110,7 @@ def _work(folder: str, i: int, device: str):
     def told(n):
         with whole_file(folder/f'{i}.batches') as f: f.write_text(str(n))
     try: _train_member(_load_data(folder, json.loads((folder/f'{i}.json').read_text()), device), folder, i, told, os.getppid())
+    except TrainingDiverged as e: (folder/f'{i}.diverged').write_text(str(e)); sys.exit(1)
     except KeyboardInterrupt: sys.exit(130)
 
 def _start(folder: Path, i: int, device: str, threads: int) -> subprocess.Popen:
@@ -130,6 +131,12 @@ def _batches_done(folder: Path, i: int, all_of_them: int) -> int:
     if (folder/f'{i}.safetensors').exists(): return all_of_them
     return int((folder/f'{i}.batches').read_text()) if (folder/f'{i}.batches').exists() else 0
 
+def _failure(folder: Path, i: int) -> RuntimeError:
+    "What went wrong in a member's process"
+    diverged = folder/f'{i}.diverged'
+    if diverged.exists(): said = diverged.read_text(); diverged.unlink(); return TrainingDiverged(said)
+    return RuntimeError(f'member {i} failed:\n{(folder/f"{i}.errors").read_text()[-2000:]}')
+
 def _side_by_side(folder: Path, todo: list, n_jobs: int, device: str, n_batches: list, bar):
     "Train members in processes of their own, `n_jobs` at a time"
     waiting, running, threads = list(todo), {}, max(1, torch.get_num_threads() // n_jobs)
@@ -140,7 +147,7 @@ def _side_by_side(folder: Path, todo: list, n_jobs: int, device: str, n_batches:
             for i, process in list(running.items()):
                 if process.poll() is None: continue
                 del running[i]
-                if process.returncode: raise RuntimeError(f'member {i} failed:\n{(folder/f"{i}.errors").read_text()[-2000:]}')
+                if process.returncode: raise _failure(folder, i)
             bar.update(sum(_batches_done(folder, i, n_batches[i]) for i in todo) - bar.n)
     finally:
         for process in running.values(): process.terminate()  # a member in training answers with a checkpoint
@@ -164,11 +171,11 @@ def _known(learn: TitleLearner) -> tuple[pd.DataFrame, list]:
 class _Members(TitleLearner):
     "A learner whose model is a `TitleEnsemble`"
     def __init__(self,
-        learns: Sequence[TitleLearner], # trained learners over the same vocabularies, forward or backward
+        learns: Sequence[TitleLearner], # trained learners over the same vocabularies, forward or backward, or ensembles, whose members come in
         average: str = 'log_prob', # 'log_prob' (the paper's) or 'prob'
         dls: TitleDataLoaders | None = None, # titles to judge and calibrate on; those of the first member if None
         progress: bool = True, # show a bar while calibrating
-        weigh: bool = False, # fit the members' shares to validation titles; all count the same (the paper) otherwise
+        weigh: bool = False, # fit the members' shares to validation titles; all count the same (the paper) otherwise, whatever shares they had before
     ):
         if weigh and average == 'prob': raise ValueError("shares are fitted for the average of log-probabilities: average='log_prob'")
         learns = list(learns)
@@ -195,7 +202,7 @@ class _Members(TitleLearner):
         with torch.no_grad():
             for m, b in members_of(self):
                 alone, dl = TitleEnsemble([m], [b]), self.dls.valid
-                said.append(torch.cat([alone(dl.batch(at)[0]) for at in np.array_split(some, len(some) // dl.bs + 1)]))
+                said.append(torch.cat([alone(dl.batch(at)[0]) for at in np.array_split(some, -(-len(some) // dl.bs))]))
         net.shares = fit_shares(said, torch.as_tensor(ds.targets[some], device=self.dls.device))
 
 # %% ../nbs/50_ensemble.ipynb #f343a8a0
@@ -247,6 +254,15 @@ def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path,
         with whole_file(note) as f: f.write_text(json.dumps(job))
     return folder, [i for i in range(len(jobs)) if not (folder/f'{i}.safetensors').exists()]
 
+@contextmanager
+def _removed_after(folder: Path, resume: bool, keep: bool):
+    "The folder goes when all is done, and where it holds nothing to go on from"
+    try: yield
+    except BaseException as e:
+        if not resume or isinstance(e, TrainingDiverged) and not list(folder.glob('*.safetensors')): shutil.rmtree(folder)
+        raise
+    if not (resume and keep): shutil.rmtree(folder)
+
 # %% ../nbs/50_ensemble.ipynb #404eb4a4
 class _FromFolder(_Changes):
     "Members from where they were trained"
@@ -277,10 +293,11 @@ class Ensemble(_FromFolder):
         minutes: float = 5., # between two checkpoints of a member
         n_jobs: int | None = None, # members trained side by side, each in a process of its own; on a CPU as many as threads, on a GPU 1, if None
         resume: bool = False, # keep what is done under the `path` of `dls`, and continue from it
+        keep: bool = False, # leave it there when all are trained, too
         progress: bool = True, # show a bar over the whole
         **kwargs # for `bpv_learner`: nh, n_layers, views, cell, drop_mult
     ) -> 'Ensemble': # with `reports`, a row for each member
-        "Train the members and put them together. Raises `ResumeError` if `resume` finds members of another training"
+        "Train the members and put them together. Raises `ResumeError` if `resume` finds members of another training, `TrainingDiverged` at too high a rate"
         if schedule not in ('linear', 'cosine'): raise ValueError(f"schedule is {schedule!r}; it can be 'linear' or 'cosine'")
         directions = [i % 2 == 1 for i in range(2 * n_pairs)] if directions is None else list(directions)
         seeds = list(range(len(directions))) if seeds is None else list(seeds)
@@ -289,13 +306,11 @@ class Ensemble(_FromFolder):
         if ngrams: jobs.append(_described(dls, False, len(jobs), ngram_epochs(len(dls.train_ds)), None, 'falling', ngram_sizes(len(dls.train_ds)), 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
         n_jobs, n_batches = n_jobs or members_at_once(dls.device, len(jobs)), [j['epochs'] * len(dls.train) for j in jobs]
-        with tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:
+        with _removed_after(folder, resume, keep), tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:
             if n_jobs > 1 and len(todo) > 1: _save_data(dls, folder); _side_by_side(folder, todo, min(n_jobs, len(todo)), str(dls.device), n_batches, bar)
             else:
                 for j, i in enumerate(todo): _train_member(dls, folder, i, lambda n, before=sum(n_batches[k] for k in todo[:j]): bar.update(before + n - bar.n))
-        made = cls._from_folder(dls, jobs, folder, average, progress, ngrams and average == 'log_prob')
-        shutil.rmtree(folder)
-        return made
+            return cls._from_folder(dls, jobs, folder, average, progress, ngrams and average == 'log_prob')
 
 # %% ../nbs/50_ensemble.ipynb #941e34a0
 def snapshots(
@@ -377,7 +392,7 @@ def distill(
     "Train a student on what the teacher says of the titles, and on the labels"
     dls = teacher.dls
     taught = _soft_dataset(teacher, dls.train_ds, unlabelled, k)
-    soft = dls.with_train(taught)
+    soft = dls.with_train(taught, window=max(50, dls.train.sampler.window))  # a bag's loaders do not sort, a recurrent student's do
     student = bpv_learner(soft, loss_func=DistillationLoss(weight, temperature), **kwargs)
     if bf16: student.to_bf16()
     student.f1_calibration.verbose = progress

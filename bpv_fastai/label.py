@@ -27,7 +27,7 @@ from .titles import CategoryVocab
 # %% ../nbs/53_label.ipynb #d16f3233
 _expected = ('CatalogError', 'CategorizerError', 'TrainingDiverged', 'ResumeError', 'OSError', 'ImportError', 'ModuleNotFoundError', 'FileNotFoundError', 'PermissionError', 'IsADirectoryError')
 _as_options = {'title_col=': '--title', 'category_col=': '--category', "on_bad='drop'": '--drop', ' and see them in the report: catalog_report(df).bad_rows, or dls.report.bad_rows': '',
-               "decide='best'": '--decide best', 'max_len=': 'the longest title', 'pass --drop': 'give --drop', 'Remove it to start anew, or give this fit another path': '--fresh starts anew', 'remove it to start anew': '--fresh starts anew'}
+               "decide='best'": '--decide best', 'max_len=': 'the longest title', 'pass --drop': 'give --drop', 'Make a new learner and halve the peak rate; learn.lr_sweep() shows how high it may be': 'Halve the peak rate with --lr', 'Remove it to start anew, or give this fit another path': '--fresh starts anew', 'remove it to start anew': '--fresh starts anew'}
 
 def _in_words_of_the_command(text: str) -> str:
     "An error of the library with the names of options"

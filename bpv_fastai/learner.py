@@ -122,7 +122,15 @@ def _and_checkpoints(cbs, resume: bool) -> list: return [*L(cbs), *([Checkpoints
 
 class _Fits(_Decides):
     "Fits that go on when they were killed, and their precision"
-    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, resume=False):
+    def fit(self,
+        n_epoch: int, # epochs
+        lr=None, # rate; the learner's `lr` if None
+        wd: float | None = None, # weight decay; the learner's `wd` if None
+        cbs=None, # further callbacks
+        reset_opt: bool = False, # start with a fresh optimizer
+        start_epoch: int = 0, # skip the epochs before
+        resume: bool = False, # keep checkpoints, and continue from one that a killed run of the same fit has left
+    ):
         "fastai's `fit`; `resume=True` keeps checkpoints and continues from one. Raises `TrainingDiverged` when the loss has left all bounds, `ResumeError` for a checkpoint of another fit"
         if not len(self.dls.train): raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
         cbs = _and_checkpoints(cbs, resume)
@@ -151,12 +159,24 @@ class _Fits(_Decides):
 class TitleLearner(_Fits):
     "fastai's `Learner` for titles, with the paper's linear cycle, its sweeps, and fits that go on when they were killed"
     @delegates(Learner.fit_one_cycle)
-    def fit_one_cycle(self, n_epoch, lr_max=None, cbs=None, resume=False, **kwargs):
+    def fit_one_cycle(self,
+        n_epoch: int, # epochs
+        lr_max=None, # peak rate; the learner's `lr` if None
+        cbs=None, # further callbacks
+        resume: bool = False, # keep checkpoints, and continue from one that a killed run of the same fit has left
+        **kwargs
+    ):
         "fastai's cosine 1cycle; `resume=True` keeps checkpoints and continues from one"
         super().fit_one_cycle(n_epoch, lr_max, cbs=_and_checkpoints(cbs, resume), **kwargs)
 
     @delegates(Learner.fit_flat_cos)
-    def fit_flat_cos(self, n_epoch, lr=None, cbs=None, resume=False, **kwargs):
+    def fit_flat_cos(self,
+        n_epoch: int, # epochs
+        lr=None, # rate until it falls; the learner's `lr` if None
+        cbs=None, # further callbacks
+        resume: bool = False, # keep checkpoints, and continue from one that a killed run of the same fit has left
+        **kwargs
+    ):
         "fastai's flat rate and cosine end; `resume=True` keeps checkpoints and continues from one"
         super().fit_flat_cos(n_epoch, lr, cbs=_and_checkpoints(cbs, resume), **kwargs)
 

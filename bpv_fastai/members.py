@@ -36,7 +36,7 @@ def average_log_probs(
     total, n = None, 0
     for lp in log_probs:
         if shares is not None: lp = lp + math.log(max(shares[n], 1e-30)) if average == 'prob' else lp * shares[n]
-        total = lp if total is None else torch.logaddexp(total, lp) if average == 'prob' else total + lp
+        total = lp if total is None else torch.stack([total, lp]).logsumexp(0) if average == 'prob' else total + lp  # logaddexp is not in ONNX
         n += 1
     if shares is None and n > 1: total = total - math.log(n) if average == 'prob' else total / n
     return F.log_softmax(total, -1) if average == 'log_prob' and n > 1 else total

@@ -40,7 +40,7 @@ def _pieces(f: Tensor, sizes: Sequence[int]) -> list: # for each size, (bs, L-si
         if n > 1: number, inside = number[:, :-1] * 1000003 + f[:, n - 1:], inside[:, :-1]
         if n > 2 or n in sizes: number = _rest(number)  # a pair of letters is small enough to go on with
         if n > 2: inside = inside & (f[:, n - 2:-1] > 0)
-        if n in sizes: found.append((number + n * _prime // 17, inside))
+        if n in sizes: found.append((number + n * _prime // 17, inside if n > 2 else f[:, :f.shape[1] - n + 1] + f[:, n - 1:] > 0))  # one or two places have no inside: a letter will do
     return found
 
 def _words(f: Tensor) -> tuple[Tensor, Tensor]:

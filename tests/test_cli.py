@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from bpv_fastai import cli, ensemble
 from bpv_fastai.catalog import CatalogError, synthetic_catalog
 from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.dataloaders import TitleDataLoaders
@@ -41,6 +43,30 @@ def test_readme_train_evaluate_predict(tmp_path):
     assert report['rows'] == 1_200 and report['source'] == 'catalog.tsv'
     assert {p.name for p in (tmp_path/'model'/'evaluation').iterdir()} == {'by_category.csv', 'mistakes.csv', 'confidence.png'}
     assert not (tmp_path/'model'/'models').exists()
+
+
+def test_stopped_while_it_is_judged_it_trains_nothing_anew(tmp_path, monkeypatch):
+    synthetic_catalog(400, 3).to_csv(tmp_path/'c.csv', index=False)
+    monkeypatch.chdir(tmp_path)
+    def stops(*args): raise KeyboardInterrupt
+    threads, options = torch.get_num_threads(), dict(epochs=1, nh=8, bs=32, threads=1)
+    try:
+        with monkeypatch.context() as m, pytest.raises(SystemExit): m.setattr(cli, 'linear_baseline', stops); cli.bpv_train('c.csv', **options)
+        assert not (tmp_path/'model'/'report.json').exists()
+        monkeypatch.setattr(ensemble, '_train_member', None)
+        cli.bpv_train('c.csv', **options)
+    finally: torch.set_num_threads(threads)
+    report = json.loads((tmp_path/'model'/'report.json').read_text())
+    assert report['linear_f1'] > 0 and report['train_seconds'] >= sum(m['seconds'] for m in report['members']) and not (tmp_path/'model'/'models').exists()
+
+
+def test_a_rate_that_is_too_high_is_said_in_a_line_and_a_lower_one_may_follow(tmp_path):
+    synthetic_catalog(400, 3).to_csv(tmp_path/'c.csv', index=False)
+    options = ['c.csv', '--epochs', 1, '--nh', 8, '--bs', 16, '--plain', '--nolinear', '--threads', 2]
+    high = run('bpv_train', *options, '--lr', 1e9, cwd=tmp_path)
+    assert high.returncode == 1 and len(high.stderr.strip().splitlines()) == 1 and 'Halve the peak rate with --lr' in high.stderr, high.stderr
+    lower = run('bpv_train', *options, '--lr', .1, cwd=tmp_path)
+    assert lower.returncode == 0, lower.stderr
 
 
 def test_demo_on_a_catalog_of_ones_own(tmp_path):

@@ -62,7 +62,40 @@ def test_a_stopped_training_keeps_what_is_done(dls, monkeypatch):
 def test_side_by_side_and_a_member_that_fails(dls):
     pair = train(dls, n_jobs=2, directions=[True, False, False])
     assert pair.model.backwards == [True, False, False] and pair.reports['direction'].tolist() == ['backward', 'forward', 'forward'] and pair.reports['seed'].tolist() == [0, 1, 2]
-    with pytest.raises(RuntimeError, match='member [01] failed'): train(dls, n_jobs=2, lr_max=1e9, epochs=2)
+    with pytest.raises(RuntimeError, match='member [01] failed'): train(dls, n_jobs=2, views=['none'])
+
+
+@pytest.mark.parametrize('n_jobs', [1, 2])
+def test_after_a_divergence_nothing_is_left_and_another_rate_may_come(dls, n_jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.tempfile, 'tempdir', str(tmp_path))
+    for resume in (False, True):
+        with pytest.raises(TrainingDiverged, match='halve the peak rate'): train(dls, n_jobs=n_jobs, lr_max=1e9, epochs=2, resume=resume)
+    assert not list(tmp_path.iterdir()) and not (dls.path/'models'/'ensemble').exists()
+    assert len(train(dls, lr_max=.5, resume=True).model.members) == 2
+
+
+def test_members_may_stay_where_they_were_trained(dls, monkeypatch):
+    once = train(dls, resume=True, keep=True)
+    monkeypatch.setattr(module, '_train_member', None)  # nobody is trained again
+    again = train(dls, resume=True)
+    assert not (dls.path/'models'/'ensemble').exists() and again.reports.equals(once.reports)
+    assert all(torch.equal(a, b) for a, b in zip(once.model.parameters(), again.model.parameters()))
+
+
+def test_shares_from_validation_titles_one_by_one(dls):
+    one = TitleDataLoaders.from_dsets(dls.train_ds, dls.valid_ds, bs=32, val_bs=1)
+    both = train(dls, ngrams=True)
+    made = Ensemble([both], dls=one, weigh=True, progress=False)
+    np.testing.assert_allclose(made.model.shares, both.model.shares, atol=1e-4)
+
+
+def test_a_student_of_a_bag_reads_sorted_titles(dls, monkeypatch):
+    "A bag's own loaders do not sort"
+    bag, seen = ngram_learner(dls), []
+    with bag.no_bar(), bag.no_logging(): bag.fit_flat_cos(1, pct_start=0)
+    monkeypatch.setattr(module.TitleLearner, 'fit_linear_cycle', lambda learn, *args, **kwargs: seen.append(learn.dls.train.sampler.window))
+    distill(bag, epochs=1, nh=8, progress=False)
+    assert bag.dls.train.sampler.window == 1 and seen == [50]
 
 
 def test_reports_and_losses_follow_the_members(dls):
@@ -92,19 +125,19 @@ def test_a_student_reads_unlabelled_titles_and_keeps_the_loaders(dls):
         assert student.predict('some title')[0] in dls.vocab
 
 
-@given(st.lists(st.text(alphabet='aAbBéß1 -_&日', max_size=14), min_size=1, max_size=6))
-@settings(max_examples=150, deadline=None)
-def test_ngrams_against_slicing_strings(titles):
+@given(st.lists(st.text(alphabet='aAbBéß1 -_&日', max_size=14), min_size=1, max_size=6), st.sampled_from([(3, 4, 5), (1, 2, 3), (2,)]))
+@settings(max_examples=200, deadline=None)
+def test_ngrams_against_slicing_strings(titles, sizes):
     "The n-grams of a batch are those of each title alone, each once, as many as slicing its words gives"
     vocab = CharVocab('aAbBéß1 -_&日')
     fold = torch.tensor(letters(vocab.chars))
     encoded = encode_titles(titles, vocab)
     parts = [torch.as_tensor(a) for a in (encoded.buffer, encoded.offsets[:-1], encoded.lengths)]
-    rows = torch.cat(ngram_rows(fold[gather_titles(*parts, int(encoded.lengths.max()))], 2**24), 1)
+    rows = torch.cat(ngram_rows(fold[gather_titles(*parts, int(encoded.lengths.max()))], 2**24, sizes), 1)
     for i, title in enumerate(titles):
         words = ''.join(c.lower() if c.isalnum() else ' ' for c in title).split()
         edged = [f'<{w}>' for w in words]
-        pieces = [w[j:j + n] for n in (3, 4, 5) for w in edged for j in range(len(w) - n + 1)]
+        pieces = [w[j:j + n] for n in sizes for w in edged for j in range(len(w) - n + 1) if w[j:j + n].strip('<>')]
         mine = rows[i][rows[i] > 0]
         assert len(mine) == len(set(mine.tolist())) == len({('piece', p) for p in pieces} | set(words) | set(zip(words, words[1:])))
 
@@ -132,6 +165,7 @@ def test_bfloat16_members(dls):
         warnings.simplefilter('ignore')
         pair = train(dls, bf16=True)
     assert {p.dtype for p in pair.model.parameters()} == {torch.float32} and np.isfinite(pair.reports['valid_loss']).all()
+    if dls.device.type == 'cpu': assert [m.autocast for m in pair.model.members] == [torch.bfloat16] * 2 and train(dls).model.members[0].autocast is None
 
 
 def test_all_titles_for_training_and_none_for_validation(tmp_path):
