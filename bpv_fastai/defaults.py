@@ -76,6 +76,7 @@ def relative_cost(
 
 # %% ../nbs/45_defaults.ipynb #a01a1d61
 widths = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512)
+_in_training = .83  # of the measured speed: an optimizer, validation and another network on the next core take the rest (benchmarks/minilm.py)
 _bag_cost = .25  # of an n-gram bag for a title, against a network 128 wide: .15 at 2,000 titles, .3 at 200,000
 
 def training_for(
@@ -93,7 +94,7 @@ def training_for(
     "What to train to be ready in so many minutes"
     if minutes <= 0 or speed <= 0: raise ValueError('minutes and speed must be above 0')
     usual, rounds = default_training(n_titles, device, cell), math.ceil(n_networks / at_once)
-    left = minutes * 60 * speed / n_titles - ngrams * _bag_cost * ngram_epochs(n_titles)  # passes of one network 128 wide
+    left = minutes * 60 * speed * _in_training / n_titles - ngrams * _bag_cost * ngram_epochs(n_titles)  # passes of one network 128 wide
     def in_time(nh): return left / (rounds * relative_cost(nh, usual['cell']))
     widest = usual['nh'] * (2 if n_titles >= 20_000 else 1)
     choice, enough = [nh] if nh else [w for w in widths if w <= widest], epochs or usual['epochs'] / 2

@@ -63,9 +63,9 @@ def command(name: str, *args):
 
 def training(folder: Path, n: int, rng: random.Random) -> int:
     "How many of `n` killed trainings end with the weights of the one that was left alone"
-    options = dict(epochs=2, nh=12, bs=32, checkpoint=.0005, threads=1)
-    def run(out): return lambda: bpv_train('catalog.csv', str(folder/out), nolinear=True, **options)
-    def go_on(out): command('bpv_train', 'catalog.csv', '--out', folder/out, '--nolinear', *(a for k, v in options.items() for a in (f'--{k}', v)))
+    options = dict(epochs=2, cell='qrnn', nh=12, bs=32, checkpoint=.0005, threads=1)
+    def run(out): return lambda: bpv_train('catalog.csv', str(folder/out), nolinear=True, plain=True, **options)
+    def go_on(out): command('bpv_train', 'catalog.csv', '--out', folder/out, '--nolinear', '--plain', *(a for k, v in options.items() for a in (f'--{k}', v)))
     seconds, same, begun = finish(run('forked')), 0, 0
     go_on('alone')
     wanted = (folder/'alone'/'weights.safetensors').read_bytes()

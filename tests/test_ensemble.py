@@ -175,6 +175,11 @@ def test_all_titles_for_training_and_none_for_validation(tmp_path):
     assert len(made.model.members) == 3 and made.model.shares is None and 'weighted_f1' not in made.reports
 
 
+def test_a_bag_that_diverges_tries_half_the_rate(dls, monkeypatch):
+    monkeypatch.setattr(module, 'ngram_learner', lambda *args, **kwargs: ngram_learner(*args, lr=1e6, **kwargs))
+    assert train(dls, directions=[], ngrams=True).reports['weighted_f1'][0] > .3
+
+
 def test_only_the_bag(dls):
     made = train(dls, directions=[], ngrams=True)
     assert made.reports['direction'].tolist() == ['n-grams'] and made.model.shares is None

@@ -41,10 +41,10 @@ def test_an_interrupted_training_leaves_a_checkpoint_and_goes_on(tmp_path):
     assert fresh.returncode == 0 and (tmp_path/'model'/'categorizer.json').exists()
 
 
-def learner(tmp_path, seed=0, **kwargs):
+def learner(tmp_path, seed=0, ngrams=False, **kwargs):
     set_seed(seed)
     dls = TitleDataLoaders.from_df(synthetic_catalog(600, 5), bs=32, verbose=False)
-    return bpv_learner(dls, nh=8, path=tmp_path, **kwargs)
+    return ngram_learner(dls, path=tmp_path) if ngrams else bpv_learner(dls, nh=8, path=tmp_path, **kwargs)
 
 
 class Killed(Exception): pass
@@ -52,22 +52,22 @@ class Killed(Exception): pass
 
 def fit(learn, how, *cbs, **kwargs):
     with learn.no_bar(), learn.no_logging(): getattr(learn, how)(2, .5, cbs=list(cbs), **kwargs)
-    return list(learn.model.parameters())
+    return list(learn.model.state_dict().values())
 
 
 @pytest.mark.parametrize('how', ['fit', 'fit_one_cycle', 'fit_flat_cos', 'fit_linear_cycle'])
-@pytest.mark.parametrize('cell', ['lstm', 'qrnn'])
-def test_every_fit_resumes(tmp_path, how, cell, monkeypatch):
+@pytest.mark.parametrize('net', [dict(cell='lstm'), dict(cell='qrnn'), dict(ngrams=True)])
+def test_every_fit_resumes(tmp_path, how, net, monkeypatch):
     monkeypatch.setattr(resume, '_finished_fits', 0)
     from fastai.callback.core import Callback
     class Kill(Callback):
         order = 200
         def after_batch(self):
             if self.train_iter == 19: self.learn.checkpoints.save(); raise Killed('now')
-    alone = fit(learner(tmp_path, cell=cell), how)
-    with pytest.raises(Killed): fit(learner(tmp_path, cell=cell), how, Kill(), resume=True)
+    alone = fit(learner(tmp_path, **net), how)
+    with pytest.raises(Killed): fit(learner(tmp_path, **net), how, Kill(), resume=True)
     assert [p.name for p in (tmp_path/'models').iterdir()] == ['fit0.checkpoint']
-    again = fit(learner(tmp_path, seed=7, cell=cell), how, resume=True)
+    again = fit(learner(tmp_path, seed=7, **net), how, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(alone, again)) and not list((tmp_path/'models').iterdir())
 
 
