@@ -306,10 +306,11 @@ class Ensemble(_FromFolder):
         if ngrams: jobs.append(_described(dls, False, len(jobs), ngram_epochs(len(dls.train_ds)), None, 'falling', ngram_sizes(len(dls.train_ds)), 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
         n_jobs, n_batches = n_jobs or members_at_once(dls.device, len(jobs)), [j['epochs'] * len(dls.train) for j in jobs]
-        with _removed_after(folder, resume, keep), tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:
-            if n_jobs > 1 and len(todo) > 1: _save_data(dls, folder); _side_by_side(folder, todo, min(n_jobs, len(todo)), str(dls.device), n_batches, bar)
-            else:
-                for j, i in enumerate(todo): _train_member(dls, folder, i, lambda n, before=sum(n_batches[k] for k in todo[:j]): bar.update(before + n - bar.n))
+        with _removed_after(folder, resume, keep):
+            with tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:
+                if n_jobs > 1 and len(todo) > 1: _save_data(dls, folder); _side_by_side(folder, todo, min(n_jobs, len(todo)), str(dls.device), n_batches, bar)
+                else:
+                    for j, i in enumerate(todo): _train_member(dls, folder, i, lambda n, before=sum(n_batches[k] for k in todo[:j]): bar.update(before + n - bar.n))
             return cls._from_folder(dls, jobs, folder, average, progress, ngrams and average == 'log_prob')
 
 # %% ../nbs/50_ensemble.ipynb #941e34a0
