@@ -58,13 +58,17 @@ class Judge:
         return CategoryCounts(len(self.vocab) + 1).add(targs, preds).averages()['f1']
 
 
-def chosen(n: int) -> dict: return {k: v for k, v in default_training(n).items() if k != 'bs'}
+def chosen(n: int) -> tuple[dict, int]:
+    "The default training, and its batch, which is the loaders'"
+    found = default_training(n)
+    bs = found.pop('bs')
+    return found, bs
 
 
 def ours(train, valid, judge: Judge, seed: int) -> dict:
     "The default training, together and in parts; each with the most probable category and with decisions"
-    choice = chosen(len(train))
-    dls = loaders(train, valid, seed, default_training(len(train))['bs'])
+    choice, bs = chosen(len(train))
+    dls = loaders(train, valid, seed, bs)
     made, seconds = trained(dls, choice, seed)
     each, found = made.reports['seconds'].tolist(), {}
     def add(name, learn, seconds):
@@ -111,7 +115,7 @@ def run(n: int, seed: int):
     def keep(more):
         found.update(more); path.parent.mkdir(exist_ok=True); path.write_text(json.dumps(found, indent=1))
         print(n, seed, {k: round(v['f1'], 4) if 'f1' in v else v for k, v in more.items()}, flush=True)
-    if found.get('choice') != chosen(n): keep(ours(train, valid, judge, seed))
+    if found.get('choice') != chosen(n)[0]: keep(ours(train, valid, judge, seed))
     if 'SVM, words' not in found: keep({'SVM, words': svm(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), train, judge)})
     if 'fastText' not in found: keep({'fastText': fasttext(train, valid, judge, min(600, found['default']['seconds']))})
     if 'SVM, characters' not in found: keep({'SVM, characters': svm(TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 5), sublinear_tf=True), train, judge)})

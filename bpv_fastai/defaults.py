@@ -29,6 +29,8 @@ def ngram_epochs(
     "60 for two thousand titles, 20 for thirty thousand, 10 for two hundred thousand"
     return round(min(60, max(6, 60 * (2_000 / max(1, n_titles))**.4)))
 
+_many = 20_000  # titles, from which on larger batches, wider networks and smaller dropouts are worth it
+
 def default_training(
     n_titles: int, # to train on
     device: str = 'cpu', # 'cpu' or 'cuda'
@@ -38,9 +40,9 @@ def default_training(
     if n_titles < 1: raise ValueError('there are no titles to train on')
     cell = cell or ('lstm' if device == 'cuda' else 'qrnn')
     if cell not in recurrent_cells: raise ValueError(f'cell is {cell!r}; it can be {" or ".join(recurrent_cells)}')
-    if device == 'cuda': return dict(cell=cell, nh=512, drop_mult=1., epochs=max(20, default_epochs(n_titles)), lr_max=1., bs=256 if n_titles >= 20_000 else 128)
-    if cell == 'lstm': return dict(cell=cell, nh=128 if n_titles < 20_000 else 160, drop_mult=1., epochs=default_epochs(n_titles), lr_max=1., bs=128)
-    return dict(cell=cell, nh=256, drop_mult=1. if n_titles < 20_000 else .5, epochs=default_epochs(n_titles), lr_max=1., bs=128)
+    if device == 'cuda': return dict(cell=cell, nh=512, drop_mult=1., epochs=max(20, default_epochs(n_titles)), lr_max=1., bs=256 if n_titles >= _many else 128)
+    if cell == 'lstm': return dict(cell=cell, nh=128 if n_titles < _many else 160, drop_mult=1., epochs=default_epochs(n_titles), lr_max=1., bs=128)
+    return dict(cell=cell, nh=256, drop_mult=1. if n_titles < _many else .5, epochs=default_epochs(n_titles), lr_max=1., bs=128)
 
 # %% ../nbs/45_defaults.ipynb #7dc7da2b
 def training_speed(
@@ -96,7 +98,7 @@ def training_for(
     usual, rounds = default_training(n_titles, device, cell), math.ceil(n_networks / at_once)
     left = minutes * 60 * speed * _in_training / n_titles - ngrams * _bag_cost * ngram_epochs(n_titles)  # passes of one network 128 wide
     def in_time(nh): return left / (rounds * relative_cost(nh, usual['cell']))
-    widest = usual['nh'] * (2 if n_titles >= 20_000 else 1)
+    widest = usual['nh'] * (2 if n_titles >= _many else 1)
     choice, enough = [nh] if nh else [w for w in widths if w <= widest], epochs or usual['epochs'] / 2
     fits = [w for w in choice if in_time(w) >= max(1, enough)] or [w for w in choice[:2] if in_time(w) >= 1]
     if not fits: return usual | dict(nh=choice[0], epochs=0)

@@ -393,7 +393,8 @@ def distill(
     "Train a student on what the teacher says of the titles, and on the labels"
     dls = teacher.dls
     taught = _soft_dataset(teacher, dls.train_ds, unlabelled, k)
-    soft = dls.with_train(taught, window=max(50, dls.train.sampler.window))  # a bag's loaders do not sort, a recurrent student's do
+    window = dls.train.sampler.window
+    soft = dls.with_train(taught, window=50 if window == 1 else window)  # a bag's loaders do not sort, a recurrent student's do
     student = bpv_learner(soft, loss_func=DistillationLoss(weight, temperature), **kwargs)
     if bf16: student.to_bf16()
     student.f1_calibration.verbose = progress

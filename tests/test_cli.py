@@ -212,7 +212,6 @@ def test_help_names_every_option(tmp_path, command):
 
 def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, monkeypatch):
     "How fast the machine is now must not change what a stopped run had begun"
-    from bpv_fastai import cli
     dls = TitleDataLoaders.from_df(synthetic_catalog(400, 4), bs=32, verbose=False)
     options = dict(cell=None, nh=None, epochs=None, lr=None, for_minutes=1., pairs=1, half=False, ngrams=True)
     monkeypatch.setattr(cli, 'training_speed', lambda *args, **kwargs: 300.)
