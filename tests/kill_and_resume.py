@@ -47,12 +47,12 @@ def finish(work) -> float:
     return time.perf_counter() - begun
 
 
-def kill(work, after: float) -> bool:
-    "A child that is killed `after` so many seconds; whether it was still at work"
-    pid = start(work)
-    time.sleep(after)
-    alive = os.waitpid(pid, os.WNOHANG) == (0, 0)
-    if alive: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+def kill(work, after: float, sooner=lambda: False) -> bool:
+    "A child that is killed `after` so many seconds, or as soon as `sooner` says; whether it was still at work"
+    pid, end = start(work), time.perf_counter() + after
+    while alive := os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.perf_counter() >= end or sooner(): os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); break
+        time.sleep(.001)
     return alive
 
 
@@ -70,10 +70,12 @@ def training(folder: Path, n: int, rng: random.Random) -> int:
     go_on('alone')
     wanted = (folder/'alone'/'weights.safetensors').read_bytes()
     for i in range(n):
+        checkpoints = (folder/f'killed{i}'/'models'/'ensemble').glob
         after, killed = rng.uniform(.02, .95) * seconds, 0
-        while kill(run(f'killed{i}'), after):
+        # the first at its first checkpoint, whatever the machine's speed; the others at any moment
+        while kill(run(f'killed{i}'), *((60, lambda: any(checkpoints('*.checkpoint'))) if i == killed == 0 else (after,))):
             killed += 1; after = rng.uniform(.3, 1.2) * seconds  # some are killed again while they go on
-            begun += any((folder/f'killed{i}'/'models'/'ensemble').glob('*.checkpoint'))
+            begun += any(checkpoints('*.checkpoint'))
             if killed == 2: break
         if killed: go_on(f'killed{i}')
         equal = (folder/f'killed{i}'/'weights.safetensors').read_bytes() == wanted
