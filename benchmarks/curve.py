@@ -5,9 +5,9 @@
     python benchmarks/curve.py --tables                          # only the table, from runs made before
 
 Each title once; a seed draws training, validation (a third as many, at most 20,000) and 20,000 test titles, on which all are judged. Validation titles
-are for what is not training: shares, calibration and decisions of ours, fastText's settings, for which it gets as many seconds as our training took, at
-most ten minutes. C of the SVMs is chosen among .3, 1 and 3 on a fifth of the training titles (at most 20,000). Runs are kept in benchmarks/results/curve; what
-is there is not run again, but ours when the defaults have changed. Seconds are comparable where all run on one core: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/curve.py`."""
+are for what is not training: shares, calibration and decisions of ours, fastText's settings: at least three, and no more than there are (43) or than can be
+begun in the seconds that our training took, at most ten minutes. C of the SVMs is chosen among .3, 1 and 3 on a fifth of the training titles (at most 20,000). Runs are kept in benchmarks/results/curve; what
+is there is not run again, but ours where `default_training` says something else now. Seconds are comparable where all run on one core: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/curve.py`."""
 import json
 import time
 

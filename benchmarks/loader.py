@@ -50,8 +50,7 @@ def main(
     theirs = fastai_loaders(df.assign(valid=np.arange(rows) < 1), 'valid', bs).train
     tokens = sum(int((x != theirs.vocab[0].index('xxpad')).sum()) for x, _ in theirs)
     assert tokens > .9 * df['title'].str.len().sum(), f'{tokens} tokens: not one for each character'
-    order = ours.get_idxs()
-    batches = [order[i:i + bs] for i in range(0, rows, bs)]
+    batches = cut_batches(ours.get_idxs(), bs)
 
     def bare():
         for b in batches: ours.batch(b)

@@ -80,7 +80,7 @@ def theirs(train, valid, judge: Judge, epochs: int, lr: float, bs: int) -> tuple
     seconds = fine_tune(net, train['title'].tolist(), vocab.encode(train['category']), epochs, lr, bs)
     top, targs, test = as_top_probs(probabilities(net, valid['title'].tolist()), 32), vocab.encode(valid['category']), judge.test['title'].tolist()
     calibrator = ProbabilityCalibrator().fit(top, targs)
-    decider = Decider(calibrator, ExpectedF1.fit(calibrator.transform(top), fallbacks=('argmax',)))
+    decider = Decider(calibrator, ExpectedF1.fit(calibrator.transform(top)))
     start = time.perf_counter()
     probs = probabilities(net, test)
     speed = len(test) / (time.perf_counter() - start)

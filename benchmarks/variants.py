@@ -131,7 +131,7 @@ def changed(change):
 
 
 def conv_front(model, dls): model.encoder.emb_drop = nn.Sequential(model.encoder.emb_drop, CharConv(model.config['emb_sz']))
-def words_from_chars(model, dls): model.encoder = WordsFromChars(len(dls.char_vocab), letters(dls.char_vocab.chars), 128, model.config['emb_sz'])
+def words_from_chars(model, dls): model.encoder = WordsFromChars(len(dls.char_vocab), letter_ids(dls.char_vocab.chars), 128, model.config['emb_sz'])
 def adaptive(model, dls): model.head = AdaptiveHead(128, dls.c)
 def variational_dropout(model, dls):
     model.encoder.emb_drop, old = RNNDropout(.15), model.encoder.rnn

@@ -143,10 +143,6 @@ def _cross_fitted(halves, calibrated: bool = True):
         yield fit_on, top, targs
 
 # %% ../nbs/42_callbacks.ipynb #c427125b
-def _expected_f1_rule(probs: TopProbs) -> ExpectedF1:
-    "Without the cutoffs whose rest goes to the rarest category: some hundred titles promised more of them than they held, by .02 in F1"
-    return ExpectedF1.fit(probs, fallbacks=('argmax',))
-
 def judge_decisions(
     halves: Sequence[tuple[TopProbs, np.ndarray]], # two random halves of labelled titles: probabilities, true category ids
 ) -> pd.DataFrame: # precision, recall, f1 (weighted) by way of deciding, with and without calibration
@@ -156,7 +152,7 @@ def judge_decisions(
         counts = {}
         for fit_on, top, targs in _cross_fitted(halves, calibrated):
             ways = {'best wins': top.best()[0], 'cutoffs': F1Cutoffs.fit(fit_on).predict(top), 'cutoffs, rarest': F1Cutoffs.fit(fit_on, 'rarest').predict(top),
-                    'expected F1': _expected_f1_rule(fit_on).predict(top)}
+                    'expected F1': ExpectedF1.fit(fit_on).predict(top)}
             for way, preds in ways.items(): counts.setdefault(way, CategoryCounts(top.n_categories)).add(targs, preds)
         rows |= {(way, 'calibrated' if calibrated else 'raw'): c.averages() for way, c in counts.items()}
     return pd.DataFrame(rows).T.rename_axis(['decision', 'probabilities'])
@@ -166,7 +162,7 @@ def _honest_answers(halves) -> dict:
     "Calibrated confidence of the answers of each rule and whether they are right, each half by what was fitted on the other"
     answers = {'f1': [], 'best': []}
     for fit_on, top, targs in _cross_fitted(halves):
-        for rule, preds in dict(f1=_expected_f1_rule(fit_on).predict(top), best=top.best()[0]).items():
+        for rule, preds in dict(f1=ExpectedF1.fit(fit_on).predict(top), best=top.best()[0]).items():
             answers[rule].append((prob_of(top, preds), preds == targs))
     return {rule: tuple(np.concatenate(c) for c in zip(*parts)) for rule, parts in answers.items()}
 
@@ -219,6 +215,6 @@ class F1Calibration(Decider, Callback):
         self.table = judge_decisions(halves)
         top, targs = TopProbs.concat([h for h, _ in halves]), np.concatenate([t for _, t in halves])
         self.calibrator = ProbabilityCalibrator().fit(top, targs)
-        self.rule = _expected_f1_rule(self.calibrator.transform(top))
+        self.rule = ExpectedF1.fit(self.calibrator.transform(top))
         self.thresholds = {rule: threshold_for(*answers, self.precision) for rule, answers in _honest_answers(halves).items()}
         if self.verbose and self.learn.logger != noop: print(self.table.round(4).to_string())

@@ -245,6 +245,7 @@ def read_catalog(
     columns = [title_col, category_col, *other_cols]
     from_file, name = not isinstance(source, pd.DataFrame), 'DataFrame' if isinstance(source, pd.DataFrame) else str(source)
     if on_bad not in ('raise', 'drop'): raise ValueError(f"on_bad is {on_bad!r}; it can be 'raise' or 'drop'")
+    if len(set(columns)) < len(columns): raise CatalogError(f'{name}: title and category must be two columns, not both {title_col!r}' if title_col == category_col else f'{name}: a column is named twice in {columns}')
     found, kept, bad, n, n_bad, numbers = _read_file(Path(source), columns) if from_file else _parts(_columns_of(source, columns)), [], [], 0, 0, False
     for part, misshapen in found:
         numbers |= bool(pd.api.types.is_numeric_dtype(part.iloc[:, 1].dtype))

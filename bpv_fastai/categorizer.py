@@ -108,7 +108,7 @@ def _network(found, vocab_sz: int, n_categories: int) -> tuple[dict, bool]:
         n_rows = _whole(found, 'n_rows', 2, 2**24)
         if n_rows & (n_rows - 1): raise CategorizerError('n_rows must be a power of 2')
         return dict(vocab_sz=vocab_sz, n_categories=n_categories, n_rows=n_rows, dim=_whole(found, 'dim', 1, 2**12), fold=list(_whole_numbers(found, 'fold', vocab_sz, 0, 2**17)),
-                    char_sizes=_whole_numbers(found, 'char_sizes', None, 2, 16), word_sizes=_whole_numbers(found, 'word_sizes', None, 1, 8)), found['backwards']
+                    char_sizes=_whole_numbers(found, 'char_sizes', None, 1, 16), word_sizes=_whole_numbers(found, 'word_sizes', None, 1, 8)), found['backwards']
     config = dict(nh=_whole(found, 'nh', 1, 2**14), n_layers=_whole(found, 'n_layers', 1, 32), emb_sz=_whole(found, 'emb_sz', 1, 2**14))
     if not isinstance(found.get('cell'), str) or found['cell'] not in recurrent_cells: raise CategorizerError(f"a network with the cell {found.get('cell')!r}; this version of bpv_fastai has {', '.join(recurrent_cells)}")
     views = found.get('views')
@@ -269,8 +269,8 @@ class _LabelsTitles(_Predicts):
         if min_confidence is not None and not 0 <= min_confidence <= 1: raise ValueError(f'min_confidence is {min_confidence}; it lies between 0 and 1')
         return decide
 
-    def _say_cut(self, n: int):
-        if n: warnings.warn(f'{n:,} titles are longer than {self.max_len} characters and were cut there, as in training', stacklevel=3)
+    def _say_cut(self, n: int, where: int = 3):
+        if n: warnings.warn(f'{n:,} titles are longer than {self.max_len} characters and were cut there, as in training', stacklevel=where)
 
     def predict(self,
         titles: Iterable, # list, array, generator or Series of titles, or a DataFrame
@@ -310,14 +310,16 @@ class _LabelsFiles(_LabelsTitles):
         precision: str = 'auto', # as in `predict`
     ) -> int: # rows written
         "Label a file in constant memory, rows in order; when stopped, the same call goes on. Raises `CatalogError` if the file cannot be read"
-        decide, engine, cut = self._rule(decide, min_confidence), self._engine(device, precision), []
+        decide, engine, cut, none = self._rule(decide, min_confidence), self._engine(device, precision), 0, 0
         def label(titles):
+            nonlocal cut, none
             df, n = self._label(titles, engine, top_k, decide, min_confidence, bs)
-            cut.append(n)
+            cut += n; none += int(df['category'].isna().sum())
             return df
         options = dict(model=self.checksum or self.own, top_k=top_k, decide=decide, min_confidence=min_confidence, bs=bs, engine=str(engine.device), precision=precision)
         n = map_file(src, dst, label, title_col, columns, self.chunk_size, options, progress)
-        self._say_cut(sum(cut))
+        self._say_cut(cut)
+        if none: warnings.warn(f'{none:,} rows have no category: they hold no title, or more or fewer columns than the first; the column reason says which', stacklevel=2)
         return n
 
 # %% ../nbs/51_categorizer.ipynb #7a277b70

@@ -12,7 +12,7 @@ import warnings
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 
 # %% ../nbs/54_cli.ipynb #ede7e120
-import json, shutil, sys, time
+import json, sys, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,8 +29,8 @@ from .dataloaders import TitleDataLoaders
 from .defaults import default_training, training_for, training_speed
 from .encoder import recurrent_cells
 from .ensemble import Ensemble, members_at_once
-from .files import whole_file
-from .label import _column, _few_threads, one_line_errors
+from .files import remove_folder, whole_file
+from .label import _column, _few_threads, _no_threshold, one_line_errors
 from .learner import TitleLearner
 from .members import means_bf16
 from .metrics import CategoryCounts
@@ -80,6 +80,7 @@ def _own_catalog(catalog: str, title: str, category: str, drop: bool, out: Path)
     df = read_catalog(catalog, _column(title), _column(category), 'drop' if drop else 'raise')
     bad = catalog_report(df).bad_rows
     if len(bad):
+        out.mkdir(parents=True, exist_ok=True)
         with whole_file(out/'bad_rows.csv') as f: bad.to_csv(f, index=False)
     return df
 
@@ -93,9 +94,9 @@ def _chosen(dls: TitleDataLoaders, o: dict, out: Path) -> dict:
         if kept['asked'] == asked: return o | kept['chosen']
         if (out/'models'/'ensemble').exists(): raise ResumeError(f'{out}/models holds members of another training: remove it to start anew')
     found = default_training(n, dls.device.type, o['cell'])
-    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half'], cell=found['cell']), networks, members_at_once(dls.device, networks), dls.device.type, o['nh'], o['epochs'], o['cell'], o['ngrams'])
+    if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half'], cell=found['cell']), networks, members_at_once(dls.device, networks + o['ngrams']), dls.device.type, o['nh'], o['epochs'], o['cell'], o['ngrams'])
     else: found |= {k: o[k] for k in ('nh', 'epochs') if o[k]}
-    chosen = {k: found[k] for k in ('cell', 'nh', 'drop_mult', 'epochs')} | dict(lr=o['lr'] or found['lr_max'])
+    chosen = {k: found[k] for k in ('cell', 'nh', 'drop_mult', 'epochs', 'bag_epochs')} | dict(lr=o['lr'] or found['lr_max'])
     if not o['ngrams']: chosen['epochs'] = max(1, chosen['epochs'])
     note.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(note) as f: f.write_text(json.dumps(dict(asked=asked, chosen=chosen)))
@@ -107,14 +108,15 @@ def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float, dict]
     usual = default_training(int((~df['is_valid']).sum()), device)
     o = o | dict(bs=o['bs'] or usual['bs'])
     dls = TitleDataLoaders.from_df(df, path=out, valid_col='is_valid', bs=o['bs'], val_bs=256, seed=o['seed'], max_len=o['max_len'], device=device, verbose=False)
-    if o['fresh']: shutil.rmtree(out/'models', ignore_errors=True)
+    if o['fresh']: _remove_checkpoints(out)
     start, half = time.perf_counter(), means_bf16(o['precision'], dls.device)
     o = _chosen(dls, o | dict(half=half), out)
     directions = ([False, True] * o['pairs'] or [False]) if o['epochs'] else []
     networks = f"{o['cell'].upper()} {o['nh']} wide for {o['epochs']} epochs in {'bf16' if half else 'fp32'}" if o['epochs'] else 'no time for recurrent networks'
+    if o['ngrams']: networks += f", n-grams for {o['bag_epochs']}"
     print(f"training {', '.join(['backward' if b else 'forward' for b in directions] + ['n-grams'] * o['ngrams'])} on {len(dls.train_ds):,} titles, {dls.device}: {networks} (chosen where not given: --cell, --nh, --epochs, --minutes)", flush=True)
     learn = Ensemble.train(dls, directions=directions, epochs=o['epochs'], lr_max=o['lr'], seeds=[o['seed'] + i for i in range(len(directions))], ngrams=o['ngrams'], bf16=half, minutes=o['minutes'],
-                           resume=True, keep=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, **{k: o[k] for k in ('cell', 'nh', 'drop_mult')})
+                           resume=True, keep=True, progress=sys.stderr.isatty() and not IN_NOTEBOOK, **{k: o[k] for k in ('cell', 'nh', 'drop_mult', 'bag_epochs')})
     before = learn.reports['seconds'].sum() / members_at_once(dls.device, len(learn.reports))  # of a run that went on, too
     return learn, max(time.perf_counter() - start, float(before)), o
 
@@ -141,22 +143,27 @@ def _result_table(report: dict) -> str:
 
 # %% ../nbs/54_cli.ipynb #481a8329
 def _remove_checkpoints(out: Path):
-    "What a stopped run goes on from, now that all is written"
-    shutil.rmtree(out/'models'/'ensemble'); (out/'models'/'chosen.json').unlink()
-    if not list((out/'models').iterdir()): (out/'models').rmdir()
+    "What a stopped run goes on from, when all is written or it is to begin anew"
+    models = out/'models'
+    if not models.exists(): return
+    remove_folder(models/'ensemble'); (models/'chosen.json').unlink(missing_ok=True)
+    if not list(models.iterdir()): models.rmdir()
 
 def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.DataFrame]:
     "Train, save and judge; gives the report that it writes"
     out.mkdir(parents=True, exist_ok=True)
+    if (out/'categorizer.json').exists(): print(f'{out} holds a model, which this one replaces when it is trained; --out names another folder', flush=True)
     df = df.assign(is_valid=df.index.isin(split_catalog(df, seed=o['seed'])[1].index))
     learn, seconds, o = _train(df, o, out)
     plots = _save_plots(df, learn, out)
-    report = dict(train_seconds=seconds, titles_per_second=len(learn.dls.train_ds) * o['epochs'] * max(1, 2 * o['pairs']) / seconds, **{k: o[k] for k in ('epochs', 'cell', 'nh', 'drop_mult', 'bs', 'lr', 'seed', 'max_len', 'pairs', 'ngrams')},
+    report = dict(train_seconds=seconds, titles_per_second=len(learn.dls.train_ds) * o['epochs'] * max(1, 2 * o['pairs']) / seconds, **{k: o[k] for k in ('epochs', 'bag_epochs', 'cell', 'nh', 'drop_mult', 'bs', 'lr', 'seed', 'max_len', 'pairs', 'ngrams')},
                   members=learn.reports.assign(share=learn.model.shares or 1 / len(learn.model.members)).to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions('fastai', 'fastcore', 'scikit-learn'))
-    Categorizer.from_learner(learn, report).save(out)
+    cat = Categorizer.from_learner(learn, report)
+    cat.save(out)
     report = _judge(df, learn, o['linear']) | report
     if report['predicted_categories'] < 2: print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
-    print('\n' + _result_table(report))
+    print(f"\non {report['valid_rows']:,} titles that were not trained on:\n\n{_result_table(report)}")
+    if report['decided_f1'] is not None and (why := _no_threshold(cat)): print('\n' + why)
     with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
     _remove_checkpoints(out)
     print(f"\nwritten to {out}: the model (categorizer.json, weights.safetensors), report.json, {', '.join(p.name for p in plots)}")
@@ -171,15 +178,13 @@ def _show_ten(df: pd.DataFrame, learn: TitleLearner, seed: int):
     for (_, row), (_, true) in zip(top_categories(learn, shown['title'].tolist()).iterrows(), shown.iterrows()):
         print(f"  {row['title']}   [{true['category']}]\n      " + ' | '.join(row.iloc[1:]))
 
-def _check_options(command: str, **o):
-    "Stop where a number makes no sense"
+def _check_options(command: str, cell: str | None, precision: str, pairs: int, **o):
+    "Stop where an option makes no sense, before anything is read, trained or removed"
     wrong = [n for n, v in o.items() if v is not None and v <= 0]
     if wrong: sys.exit(f"{command}: {', '.join(wrong)} must be positive")
-
-def _cell(cell: str | None, plain: bool) -> str | None:
-    "The cell that was asked for, none where it is left to the defaults"
-    if cell and cell not in recurrent_cells: raise ValueError(f"--cell {cell}: it can be {' or '.join(recurrent_cells)}")
-    return cell or ('lstm' if plain else None)
+    if pairs < 0: sys.exit(f'{command}: pairs cannot be negative')
+    for name, said, known in (('cell', cell, (None, *recurrent_cells)), ('precision', precision, ('auto', 'fp32', 'bf16'))):
+        if said not in known: sys.exit(f"{command}: --{name} {said}: it can be {', '.join(filter(None, known))}")
 
 # %% ../nbs/54_cli.ipynb #95729601
 @call_parse
@@ -207,12 +212,11 @@ def bpv_train(
     debug: bool = False, # show where in the code an error came from
 ):
     "Train on a catalog, judge on a quarter of it, and save the model; a run that was stopped goes on"
-    _check_options('bpv_train', epochs=epochs, nh=nh, bs=bs, lr=lr, longest=longest, minutes=minutes, checkpoint=checkpoint)
+    _check_options('bpv_train', cell, precision, pairs, epochs=epochs, nh=nh, bs=bs, lr=lr, longest=longest, minutes=minutes, checkpoint=checkpoint)
     with one_line_errors('bpv_train', debug):
-        cell = _cell(cell, plain)
-        _few_threads(threads); Path(out).mkdir(parents=True, exist_ok=True)
+        _few_threads(threads)
         df = _own_catalog(catalog, title, category, drop, Path(out))
-        _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
+        _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell or ('lstm' if plain else None), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
 
 # %% ../nbs/54_cli.ipynb #4e092a92
 @call_parse
@@ -237,9 +241,9 @@ def bpv_demo(
     debug: bool = False, # show where in the code an error came from
 ):
     "Train a network on real product titles, judge it beside a linear model, and show what it says"
-    _check_options('bpv_demo', epochs=epochs, nh=nh, bs=bs, lr=lr, rows=rows or None, minutes=minutes)
+    _check_options('bpv_demo', cell, precision, pairs, epochs=epochs, nh=nh, bs=bs, lr=lr, rows=rows or None, minutes=minutes)
     with one_line_errors('bpv_demo', debug):
-        cell = _cell(cell, plain); _few_threads(threads)
+        _few_threads(threads)
         df = _demo_catalog(catalog, title, category, rows, seed)
-        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
+        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell or ('lstm' if plain else None), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
         _show_ten(df, learn, seed)

@@ -20,7 +20,7 @@ from fastai.torch_core import default_device, display_df, num_distrib
 from fastcore.imports import IN_NOTEBOOK
 
 from .catalog import CatalogError, CatalogReport, _as_text, _columns_of, read_catalog, split_catalog
-from .sampler import SortishSampler, gather_titles, interleave, sorted_order, title_tensors
+from .sampler import SortishSampler, cut_batches, gather_titles, interleave, sorted_order, title_tensors
 from .titles import CategoryVocab, CharVocab, Titles, _warn_cut, decode_tokens, encode_titles
 
 # %% ../nbs/12_dataloaders.ipynb #243deb9c
@@ -126,15 +126,15 @@ class TitleDL(_ShowTitles, DataLoader):
         x = gather_titles(buffer, starts[at], lengths[at], int(self.sampler.lengths[idxs].max()), self.backwards)
         return (x,) if targets is None else (x, targets[at], *(s[at] for s in soft))
 
-    def create_batches(self, samps) -> Iterator[tuple]:
+    def create_batches(self, samps, first: int = 0) -> Iterator[tuple]:
         idxs = np.fromiter(samps, np.int64)
         stop = len(idxs) // self.bs * self.bs if self.drop_last else len(idxs)
-        for i in range(0, stop, self.bs): yield self.batch(idxs[i:i + self.bs])
+        for at in cut_batches(idxs[:stop], self.bs)[first:]: yield self.batch(at)
 
     def __iter__(self):
         first, self.first_batch = self.first_batch, 0
         self.before_iter()
-        yield from map(self.after_batch, self.create_batches(self.get_idxs()[first * self.bs:]))
+        yield from map(self.after_batch, self.create_batches(self.get_idxs(), first))
         self.after_iter()
 
     def new(self, dataset=None, cls=None, **kwargs) -> 'TitleDL':

@@ -6,7 +6,7 @@
 __all__ = ['members_at_once', 'Ensemble', 'snapshots', 'DistillationLoss', 'distill', 'multiply_adds']
 
 # %% ../nbs/50_ensemble.ipynb #9b7bd0cf
-import copy, json, os, shutil, signal, subprocess, sys, tempfile, time, zlib
+import copy, json, os, signal, subprocess, sys, tempfile, time, zlib
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from .callbacks import F1Calibration, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall, best_preds
 from .dataloaders import TitleDataLoaders, TitleDataset
 from .defaults import ngram_epochs
-from .files import whole_file
+from .files import remove_folder, whole_file
 from .learner import TitleLearner, bpv_learner, ngram_learner, ngram_sizes
 from .members import TitleEnsemble, fit_shares, members_of
 from .metrics import CategoryCounts
@@ -115,6 +115,7 @@ def _work(folder: str, i: int, device: str):
 
 def _start(folder: Path, i: int, device: str, threads: int) -> subprocess.Popen:
     code = f'from bpv_fastai.ensemble import _work; _work({str(folder)!r}, {i}, {device!r})'
+    (folder/f'{i}.diverged').unlink(missing_ok=True)  # of a run that was killed before it had read that
     errors = open(folder/f'{i}.errors', 'w')
     try: return subprocess.Popen([sys.executable, '-c', code], env=os.environ | dict(OMP_NUM_THREADS=str(threads)), stdout=subprocess.DEVNULL, stderr=errors)
     finally: errors.close()
@@ -134,7 +135,7 @@ def _batches_done(folder: Path, i: int, all_of_them: int) -> int:
 def _failure(folder: Path, i: int) -> RuntimeError:
     "What went wrong in a member's process"
     diverged = folder/f'{i}.diverged'
-    if diverged.exists(): said = diverged.read_text(); diverged.unlink(); return TrainingDiverged(said)
+    if diverged.exists(): return TrainingDiverged(diverged.read_text())
     return RuntimeError(f'member {i} failed:\n{(folder/f"{i}.errors").read_text()[-2000:]}')
 
 def _side_by_side(folder: Path, todo: list, n_jobs: int, device: str, n_batches: list, bar):
@@ -256,12 +257,12 @@ def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path,
 
 @contextmanager
 def _removed_after(folder: Path, resume: bool, keep: bool):
-    "The folder goes when all is done, and where it holds nothing to go on from"
+    "The folder goes when all is done, and where nothing can go on from it: after a divergence all networks need another rate"
     try: yield
     except BaseException as e:
-        if not resume or isinstance(e, TrainingDiverged) and not list(folder.glob('*.safetensors')): shutil.rmtree(folder)
+        if not resume or isinstance(e, TrainingDiverged): remove_folder(folder)
         raise
-    if not (resume and keep): shutil.rmtree(folder)
+    if not (resume and keep): remove_folder(folder)
 
 # %% ../nbs/50_ensemble.ipynb #404eb4a4
 class _FromFolder(_Changes):
@@ -289,6 +290,7 @@ class Ensemble(_FromFolder):
         schedule: str = 'linear', # 'linear' (the paper's cycle) or 'cosine' (fastai's one cycle)
         average: str = 'log_prob', # how they are averaged: 'log_prob' or 'prob'
         ngrams: bool = False, # a bag of n-grams as one more member (see `ngrams`), which the paper does not have; members of a 'log_prob' average then have shares, fitted to validation titles
+        bag_epochs: int | None = None, # passes of the bag; by the number of titles (`ngram_epochs`) if None
         bf16: bool = False, # train the recurrent networks in bfloat16
         minutes: float = 5., # between two checkpoints of a member
         n_jobs: int | None = None, # members trained side by side, each in a process of its own; on a CPU as many as threads, on a GPU 1, if None
@@ -303,7 +305,7 @@ class Ensemble(_FromFolder):
         seeds = list(range(len(directions))) if seeds is None else list(seeds)
         if not (directions or ngrams) or len(seeds) != len(directions): raise ValueError(f'{len(seeds)} seeds for {len(directions)} members')
         jobs = [_described(dls, bool(b), s, epochs, lr_max, schedule, kwargs, bf16=bf16, minutes=minutes) for b, s in zip(directions, seeds)]
-        if ngrams: jobs.append(_described(dls, False, len(jobs), ngram_epochs(len(dls.train_ds)), None, 'falling', ngram_sizes(len(dls.train_ds)), 'ngrams', minutes=minutes))
+        if ngrams: jobs.append(_described(dls, False, len(jobs), bag_epochs or ngram_epochs(len(dls.train_ds)), None, 'falling', ngram_sizes(len(dls.train_ds)), 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
         n_jobs, n_batches = n_jobs or members_at_once(dls.device, len(jobs)), [j['epochs'] * len(dls.train) for j in jobs]
         with _removed_after(folder, resume, keep):

@@ -6,7 +6,7 @@
 __all__ = ['one_line_errors', 'bpv_predict', 'bpv_evaluate']
 
 # %% ../nbs/53_label.ipynb #b47a6cf0
-import os, re, sys
+import os, re, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from .titles import CategoryVocab
 # %% ../nbs/53_label.ipynb #d16f3233
 _expected = ('CatalogError', 'CategorizerError', 'TrainingDiverged', 'ResumeError', 'OSError', 'ImportError', 'ModuleNotFoundError', 'FileNotFoundError', 'PermissionError', 'IsADirectoryError')
 _as_options = {'title_col=': '--title', 'category_col=': '--category', "on_bad='drop'": '--drop', ' and see them in the report: catalog_report(df).bad_rows, or dls.report.bad_rows': '',
-               "decide='best'": '--decide best', 'max_len=': 'the longest title', 'pass --drop': 'give --drop', 'Make a new learner and halve the peak rate; learn.lr_sweep() shows how high it may be': 'Halve the peak rate with --lr', 'Remove it to start anew, or give this fit another path': '--fresh starts anew', 'remove it to start anew': '--fresh starts anew'}
+               "decide='best'": '--decide best', 'max_len=': '--longest', ', or raise valid_pct': '', 'pass --drop': 'give --drop', 'Make a new learner and halve the peak rate; learn.lr_sweep() shows how high it may be': 'Halve the peak rate with --lr', 'Remove it to start anew, or give this fit another path': '--fresh starts anew', 'remove it to start anew': '--fresh starts anew'}
 
 def _in_words_of_the_command(text: str) -> str:
     "An error of the library with the names of options"
@@ -40,8 +40,10 @@ def one_line_errors(
     debug: bool = False, # let errors through
     go_on: str = 'the same command goes on from there', # what to say after an interrupt
 ):
-    "End the process with one line on standard error where something fails"
-    try: yield
+    "End the process with one line on standard error where something fails; warnings are a line, too"
+    def said(message, *args, **kwargs): print(f'{command}: {_in_words_of_the_command(str(message))}', file=sys.stderr)
+    try:
+        with warnings.catch_warnings(): warnings.showwarning = said; yield
     except KeyboardInterrupt as e: print(f'\n{command}: stopped; {go_on}', file=sys.stderr); sys.exit(130)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); sys.exit(1)  # whoever read has had enough
     except Exception as e:
@@ -83,6 +85,11 @@ def bpv_predict(
         if out != '-': print(f'written: {out}, {n:,} titles')
 
 # %% ../nbs/53_label.ipynb #af792bfe
+def _no_threshold(cat: Categorizer) -> str:
+    "Why no answer is accepted without a person; empty where some can be"
+    if np.isfinite(cat.decider.thresholds['f1']): return ''
+    return 'no answer is marked as accepted: there were too few validation titles, or too many of them were wrong, to be sure of a threshold; bpv_predict --confidence sets one'
+
 def _scores(targs, preds: dict, accepted, vocab) -> tuple[pd.DataFrame, dict]:
     "Precision, recall and F1 (weighted) of each way to decide, and of what is accepted"
     table = {way: dict(CategoryCounts(len(vocab)).add(targs, p).averages(), titles=len(targs)) for way, p in preds.items()}
@@ -134,4 +141,5 @@ def bpv_evaluate(
         if more['unknown']: print(f"{more['unknown']:,} of the categories are unknown to the model: their titles count as mistakes")
         print(table.rename(columns=dict(f1='weighted F1')).round(4).to_string())
         if len(table) > 1: print(f"accepted without a person: {more['accepted']:.1%}" + (f", of these right: {more['right']:.1%}" if more['accepted'] else ''))
+        if len(table) > 1 and (why := _no_threshold(cat)): print(why)
         print(f"written: {', '.join(str(folder/n) for n in ('by_category.csv', 'mistakes.csv', 'confidence.png'))}")

@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from .callbacks import F1Calibration, ReturnMemory, StopAtDivergence, TrainingDiverged, WeightedF1, WeightedPrecision, WeightedRecall
 from .dataloaders import TitleDataLoaders, TitleDL
 from .members import has_native_bf16
-from .ngrams import NgramBag, letters
+from .ngrams import NgramBag, letter_ids
 from .pooling import TitleClassifier
 from .resume import Checkpoints, StartsAnywhere
 from .schedule import LinearLRFinder, linear_cycle, plot_sweep
@@ -96,12 +96,17 @@ class _Pictures(_Sweeps):
 # %% ../nbs/43_learner.ipynb #7c624d02
 class _Decides(_Pictures):
     "Labels for new titles"
+    def get_preds(self, ds_idx: int = 1, dl=None, *args, **kwargs):
+        if dl is None and not len(self.dls[ds_idx]): raise ValueError('there are no titles to predict: a loaded learner comes without them; pass dl=learn.dls.test_dl(titles), or use learn.decide(titles)')
+        return super().get_preds(ds_idx, dl, *args, **kwargs)
+
     def decide(self,
         titles, # list, array or Series of titles, or a DataFrame with the column `title`
         top_k: int = 3, # most probable categories to add
         rule: str = 'f1', # 'f1' (raises the expected weighted F1) or 'best' (most probable)
     ) -> pd.DataFrame: # title, category, confidence, accepted, then category and probability of the `top_k`
         "Label titles, with calibrated confidence, and whether that is enough to go without a person. What fits nowhere goes to a rare category, with a confidence near 0"
+        if isinstance(titles, str): raise TypeError('give a list of titles, not one string')
         if isinstance(titles, pd.DataFrame): titles = titles['title']
         titles = titles if isinstance(titles, pd.Series) else pd.Series(list(titles), dtype=object)
         n = max(1, 20_000_000 // self.dls.c)  # so that memory stays bounded
@@ -260,5 +265,5 @@ def ngram_learner(
     "A `Learner` with a bag of hashed n-grams: trains in seconds, and is a member for an `Ensemble` (see `ngrams`)"
     sizes = ngram_sizes(len(dls.train_ds)) | {k: v for k, v in dict(n_rows=n_rows, dim=dim, output_p=output_p).items() if v is not None}
     if len(dls.train_ds): dls = dls.with_train(window=1)  # any titles in a batch: padding costs it nothing, and titles of one length are too much alike
-    model = NgramBag(len(dls.char_vocab), dls.c, letters(dls.char_vocab.chars), **sizes)
+    model = NgramBag(len(dls.char_vocab), dls.c, letter_ids(dls.char_vocab.chars), **sizes)
     return _title_learner(dls, model, opt_func=partial(SGD, mom=0.), lr=10 * dls.train.bs / 128 * min(1, (64 / sizes['dim'])**.5) if lr is None else lr, wd=0., metrics=metrics, cbs=[_WeighNgrams(), *L(cbs)], path=path)

@@ -70,12 +70,14 @@ def _check(net: TitleEnsemble, path: Path, atol: float):
         if not abs(np.exp(found) - np.exp(wanted)).max() < atol: raise CategorizerError(f'{path.name} differs from PyTorch by {abs(np.exp(found) - np.exp(wanted)).max():.2g} for {n} titles of {longest} tokens')
 
 # %% ../nbs/52_onnx.ipynb #8321ab50
+def _not_advice(record: logging.LogRecord) -> bool: return 'pre-processing' not in record.getMessage()  # for which there is nothing to do
+
 def _quantize(source: Path, path: Path):
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     recurrent = [n.name for n in onnx.load(source).graph.node if n.op_type == 'LSTM' or n.op_type == 'MatMul' and '/rnn/' in n.name]  # the head in 8 bits would cost more answers than it saves bytes
     if not recurrent: raise CategorizerError(f'{source.name} names no recurrent layer that could have weights of 8 bits')  # an empty list would mean all layers
-    logging.getLogger().addFilter(lambda record: 'pre-processing' not in record.getMessage())  # advice for which there is nothing to do
+    logging.getLogger().addFilter(_not_advice)
     quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=['LSTM', 'MatMul'], nodes_to_quantize=recurrent)
 
 @patch

@@ -126,6 +126,8 @@ class CategoryVocab(_Vocab):
         found = self._index.get_indexer(pd.Index(_as_text(pd.Series(names, dtype=object)), dtype=object)).astype(np.int64)
         return found if codes is None else np.append(found, -1)[codes]
 
+    @property
+    def o2i(self) -> dict: return {c: i for i, c in enumerate(self.entries)}  # fastai's name for the ids of categories
     def decode(self, ids: Iterable[int]) -> list: return [self.entries[int(i)] for i in ids]
     def __len__(self): return len(self.entries)
     def __getitem__(self, i): return self.entries[i]

@@ -174,6 +174,10 @@ bad_input = {
     'no titles': ('bpv_predict', [saved, 'header.csv'], 'no titles'),
     'an unclosed quote': ('bpv_evaluate', [saved, 'quote.csv'], 'quote that is never closed'),
     'an epoch less than one': ('bpv_train', ['hole.csv', '--epochs', '0'], 'epochs must be positive'),
+    'one column for both': ('bpv_train', ['hole.csv', '--title', 'title', '--category', 'title'], "must be two columns, not both 'title'"),
+    'a cell nobody knows': ('bpv_train', ['hole.csv', '--cell', 'gru'], '--cell gru: it can be lstm, qrnn'),
+    'a precision nobody knows': ('bpv_train', ['hole.csv', '--fresh', '--precision', 'fp8'], '--precision fp8: it can be auto, fp32, bf16'),
+    'fewer pairs than none': ('bpv_demo', ['--pairs', '-1'], 'pairs cannot be negative'),
     'confidence above one': ('bpv_predict', [saved, 'one.tsv', '--confidence', '1.5'], 'between 0 and 1'),
 }
 
@@ -199,6 +203,21 @@ def test_bad_rows_can_be_left_out(tmp_path):
     assert pd.read_csv(tmp_path/'model'/'bad_rows.csv')['row'].tolist() == [9] and 'linear' not in ran.stdout.split('weighted F1')[1]
 
 
+def test_a_model_that_is_replaced_and_answers_that_nobody_accepts(tmp_path):
+    synthetic_catalog(200, 4).to_csv(tmp_path/'c.csv', index=False)
+    (tmp_path/'titles.tsv').write_text('tea\ngreen\ttea\n \n')
+    options = ['c.csv', '--epochs', 1, '--nh', 8, '--longest', 9, '--nolinear']
+    first, again = (run('bpv_train', *options, cwd=tmp_path) for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    assert 'replaces' not in first.stdout and 'model holds a model, which this one replaces' in again.stdout
+    assert 'on 50 titles that were not trained on' in first.stdout and 'no answer is marked as accepted' in first.stdout
+    evaluated = run('bpv_evaluate', 'model', 'c.csv', cwd=tmp_path)
+    assert evaluated.returncode == 0 and 'accepted without a person: 0.0%' in evaluated.stdout and 'no answer is marked as accepted' in evaluated.stdout
+    assert [line[:13] for line in evaluated.stderr.strip().splitlines()] == ['bpv_evaluate:'] and 'were cut there' in evaluated.stderr
+    labelled = run('bpv_predict', 'model', 'titles.tsv', '--quiet', cwd=tmp_path)
+    assert labelled.stderr.strip() == 'bpv_predict: 2 rows have no category: they hold no title, or more or fewer columns than the first; the column reason says which'
+
+
 def test_debug_shows_the_traceback(tmp_path):
     ran = run('bpv_predict', 'nowhere', 'one.tsv', '--debug', cwd=tmp_path)
     assert ran.returncode == 1 and 'Traceback' in ran.stderr
@@ -221,4 +240,4 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, monkeypatch):
     other = cli._chosen(dls, options | dict(for_minutes=2.), tmp_path)
     assert other['nh'] >= first['nh'] and other != first
     given = dict(cell='qrnn', nh=7, epochs=3, lr=.1)
-    assert cli._chosen(dls, options | given, tmp_path) == options | given | dict(drop_mult=1.)
+    assert cli._chosen(dls, options | given, tmp_path) == options | given | dict(drop_mult=1., bag_epochs=60)

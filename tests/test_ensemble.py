@@ -70,8 +70,24 @@ def test_after_a_divergence_nothing_is_left_and_another_rate_may_come(dls, n_job
     monkeypatch.setattr(module.tempfile, 'tempdir', str(tmp_path))
     for resume in (False, True):
         with pytest.raises(TrainingDiverged, match='halve the peak rate'): train(dls, n_jobs=n_jobs, lr_max=1e9, epochs=2, resume=resume)
-    assert not list(tmp_path.iterdir()) and not (dls.path/'models'/'ensemble').exists()
+    folder = dls.path/'models'/'ensemble'
+    folder.mkdir(parents=True); (folder/'2.safetensors').touch()  # a bag beside the networks was done before they diverged
+    with pytest.raises(TrainingDiverged, match='halve the peak rate'): train(dls, n_jobs=n_jobs, lr_max=1e9, epochs=2, resume=True, ngrams=True)
+    assert not list(tmp_path.iterdir()) and not folder.exists()
     assert len(train(dls, lr_max=.5, resume=True).model.members) == 2
+
+
+def test_killed_while_what_is_done_goes_away(dls, monkeypatch):
+    def killed(folder): (folder/'0.scores').unlink(); raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr('bpv_fastai.files.shutil.rmtree', killed)
+        with pytest.raises(KeyboardInterrupt): train(dls, resume=True)
+    assert len(train(dls, resume=True).reports) == 2 and not list((dls.path/'models').iterdir())
+
+
+def test_passes_of_the_bag_can_be_given(dls):
+    made = train(dls, directions=[], ngrams=True, bag_epochs=3)
+    assert len(made.curves[0]['valid']) == 3
 
 
 def test_members_may_stay_where_they_were_trained(dls, monkeypatch):
@@ -130,7 +146,7 @@ def test_a_student_reads_unlabelled_titles_and_keeps_the_loaders(dls):
 def test_ngrams_against_slicing_strings(titles, sizes):
     "The n-grams of a batch are those of each title alone, each once, as many as slicing its words gives"
     vocab = CharVocab('aAbBéß1 -_&日')
-    fold = torch.tensor(letters(vocab.chars))
+    fold = torch.tensor(letter_ids(vocab.chars))
     encoded = encode_titles(titles, vocab)
     parts = [torch.as_tensor(a) for a in (encoded.buffer, encoded.offsets[:-1], encoded.lengths)]
     rows = torch.cat(ngram_rows(fold[gather_titles(*parts, int(encoded.lengths.max()))], 2**24, sizes), 1)
@@ -157,6 +173,14 @@ def test_a_bag_of_ngrams_is_a_member_like_any_other(dls, tmp_path):
     config = _config(again.ensemble.members[2], False)
     for change in (dict(n_rows=1000), dict(n_rows=2**40), dict(dim=0), dict(fold=[1]), dict(fold=[-1] * len(cat.char_vocab)), dict(fold=[2**40] * len(cat.char_vocab)), dict(char_sizes=[10**9]), dict(word_sizes=[0]), dict(char_sizes='345'), dict(vocab_sz=3)):
         with pytest.raises(CategorizerError): _network(config | change, len(cat.char_vocab), len(cat.vocab))
+
+
+def test_a_bag_of_single_letters_is_saved_and_loaded(dls, tmp_path):
+    bag = ngram_learner(dls)
+    bag.model = NgramBag(len(dls.char_vocab), dls.c, letter_ids(dls.char_vocab.chars), n_rows=2**12, dim=8, char_sizes=(1, 2, 3)).eval()
+    with bag.no_bar(): bag.f1_calibration.calibrate()
+    cat = Categorizer.from_learner(bag)
+    assert Categorizer.load(cat.save(tmp_path/'bag')).predict(['tea', 'a'], precision='fp32').equals(cat.predict(['tea', 'a'], precision='fp32'))
 
 
 def test_bfloat16_members(dls):
@@ -209,7 +233,7 @@ def test_shares_against_a_grid(n_members, n_categories, seed):
 def test_views_of_a_bag_do_not_repeat_themselves():
     "A title said twice is the same title"
     vocab = CharVocab('abcdefghij ')
-    bag = NgramBag(len(vocab), 4, letters(vocab.chars), n_rows=2**12, dim=8).eval()
+    bag = NgramBag(len(vocab), 4, letter_ids(vocab.chars), n_rows=2**12, dim=8).eval()
     torch.nn.init.normal_(bag.linear.weight)
     def logits(title):
         t = encode_titles([title], vocab)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
+from fastai.interpret import ClassificationInterpretation
 from fastai.learner import load_learner
 
 from bpv_fastai.all import *
@@ -130,6 +131,8 @@ def test_export_and_load(tmp_path):
     assert (tmp_path/'export.pkl').stat().st_size < 3_000_000
     with again.no_bar(): assert torch.allclose(again.get_preds(dl=again.dls.test_dl(df))[0], expected, atol=1e-6)
     assert again.predict('a title')[0] in again.dls.vocab
+    with pytest.raises(ValueError, match='a loaded learner comes without them'): again.get_preds()
+    with pytest.raises(TypeError, match='a list of titles'): again.decide('a title')
 
 
 def test_interpretation_agrees_with_predictions():
@@ -139,6 +142,13 @@ def test_interpretation_agrees_with_predictions():
         preds, targs = learn.get_preds()
     assert sum(n for *_, n in interp.most_confused()) == (preds.argmax(1) != targs).sum()
     assert interp.confusion_matrix(list(learn.dls.vocab)).sum() == len(targs)
+
+
+def test_fastais_own_report_by_category(capsys):
+    learn = train(synthetic_catalog(300, 4))
+    with learn.no_bar(): ClassificationInterpretation.from_learner(learn).print_classification_report()
+    said = capsys.readouterr().out
+    assert all(c in said for c in learn.dls.vocab) and 'weighted avg' in said
 
 
 def test_decisions_survive_and_refuse(tmp_path):
