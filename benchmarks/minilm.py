@@ -91,7 +91,7 @@ def theirs(train, valid, judge: Judge, epochs: int, lr: float, bs: int) -> tuple
 def ours(train, valid, judge: Judge, seconds: float, seed: int) -> dict:
     "What can be trained in as many seconds"
     dls, start = loaders(train, valid, seed), time.perf_counter()
-    choice = training_for(seconds / 60, len(train), training_speed(dls, bf16=means_bf16('auto', dls.device)), 2, members_at_once(dls.device, 2), ngrams=True)
+    choice = training_for(seconds / 60, len(train), training_speed(dls, bf16=means_bf16('auto', dls.device)), 2, members_at_once(dls.device, 3), ngrams=True)
     choice.pop('bs')
     learn, _ = trained(dls, choice, seed)
     took = time.perf_counter() - start

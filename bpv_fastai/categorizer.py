@@ -269,8 +269,8 @@ class _LabelsTitles(_Predicts):
         if min_confidence is not None and not 0 <= min_confidence <= 1: raise ValueError(f'min_confidence is {min_confidence}; it lies between 0 and 1')
         return decide
 
-    def _say_cut(self, n: int, where: int = 3):
-        if n: warnings.warn(f'{n:,} titles are longer than {self.max_len} characters and were cut there, as in training', stacklevel=where)
+    def _say_cut(self, n: int):
+        if n: warnings.warn(f'{n:,} titles are longer than {self.max_len} characters and were cut there, as in training', stacklevel=3)
 
     def predict(self,
         titles: Iterable, # list, array, generator or Series of titles, or a DataFrame
@@ -319,7 +319,7 @@ class _LabelsFiles(_LabelsTitles):
         options = dict(model=self.checksum or self.own, top_k=top_k, decide=decide, min_confidence=min_confidence, bs=bs, engine=str(engine.device), precision=precision)
         n = map_file(src, dst, label, title_col, columns, self.chunk_size, options, progress)
         self._say_cut(cut)
-        if none: warnings.warn(f'{none:,} rows have no category: they hold no title, or more or fewer columns than the first; the column reason says which', stacklevel=2)
+        if none: warnings.warn(f'no category for {none:,} of the rows labelled now: they hold no title, or more or fewer columns than the first; the column reason, which CSV and Parquet have, says which', stacklevel=2)
         return n
 
 # %% ../nbs/51_categorizer.ipynb #7a277b70

@@ -35,6 +35,7 @@ from .learner import TitleLearner
 from .members import means_bf16
 from .metrics import CategoryCounts
 from .resume import ResumeError
+from .titles import CategoryVocab
 
 # %% ../nbs/54_cli.ipynb #bb2f73f1
 def _save_plots(df: pd.DataFrame, learn: TitleLearner, out: Path) -> list:
@@ -97,7 +98,7 @@ def _chosen(dls: TitleDataLoaders, o: dict, out: Path) -> dict:
     if o['for_minutes']: found = training_for(o['for_minutes'], n, training_speed(dls, bf16=o['half'], cell=found['cell']), networks, members_at_once(dls.device, networks + o['ngrams']), dls.device.type, o['nh'], o['epochs'], o['cell'], o['ngrams'])
     else: found |= {k: o[k] for k in ('nh', 'epochs') if o[k]}
     chosen = {k: found[k] for k in ('cell', 'nh', 'drop_mult', 'epochs', 'bag_epochs')} | dict(lr=o['lr'] or found['lr_max'])
-    if not o['ngrams']: chosen['epochs'] = max(1, chosen['epochs'])
+    if not o['ngrams']: chosen |= dict(epochs=max(1, chosen['epochs']), bag_epochs=None)
     note.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(note) as f: f.write_text(json.dumps(dict(asked=asked, chosen=chosen)))
     return o | chosen
@@ -121,17 +122,19 @@ def _train(df: pd.DataFrame, o: dict, out: Path) -> tuple[Ensemble, float, dict]
     return learn, max(time.perf_counter() - start, float(before)), o
 
 # %% ../nbs/54_cli.ipynb #35338fa2
-def _judge(df: pd.DataFrame, learn: TitleLearner, linear: bool = True) -> dict:
-    "Scores of the network and of the linear model on the same validation titles"
-    train, valid, vocab, names = df[~df.is_valid], df[df.is_valid], learn.dls.vocab, ('precision', 'recall', 'f1')
+def _judge(df: pd.DataFrame, learn: TitleLearner) -> dict:
+    "Scores of the networks on validation titles"
     with learn.no_bar(): best = best_preds(learn)
-    report = dict(rows=len(df), categories=len(vocab), predicted_categories=len(set(best['preds'].tolist())), valid_rows=len(valid), **CategoryCounts(len(vocab)).add(best['targs'], best['preds']).averages())
-    table = learn.f1_calibration.table  # none where there are too few validation titles
-    report |= {f'decided_{n}': None if table is None else float(table.loc[('expected F1', 'calibrated'), n]) for n in names}
-    if not linear: return report
+    counts, table = CategoryCounts(learn.dls.c).add(best['targs'], best['preds']), learn.f1_calibration.table  # none where there are too few validation titles
+    report = dict(rows=len(df), categories=learn.dls.c, predicted_categories=len(set(best['preds'].tolist())), valid_rows=len(best['targs']), **counts.averages())
+    return report | {f'decided_{n}': None if table is None else float(table.loc[('expected F1', 'calibrated'), n]) for n in ('precision', 'recall', 'f1')}
+
+def _judge_linear(df: pd.DataFrame, vocab: CategoryVocab) -> dict:
+    "Scores of a linear model on the same titles"
+    train, valid = df[~df.is_valid], df[df.is_valid]
     model, seconds = linear_baseline(train['title'], train['category'])
-    scores = CategoryCounts(len(vocab)).add(best['targs'], vocab.encode(model.predict(valid['title'].tolist()))).averages()
-    return report | {f'linear_{n}': scores[n] for n in names} | dict(linear_seconds=seconds)
+    scores = CategoryCounts(len(vocab)).add(vocab.encode(valid['category']), vocab.encode(model.predict(valid['title'].tolist()))).averages()
+    return {f'linear_{n}': scores[n] for n in ('precision', 'recall', 'f1')} | dict(linear_seconds=seconds)
 
 def _result_table(report: dict) -> str:
     "What a person compares"
@@ -152,7 +155,7 @@ def _remove_checkpoints(out: Path):
 def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.DataFrame]:
     "Train, save and judge; gives the report that it writes"
     out.mkdir(parents=True, exist_ok=True)
-    if (out/'categorizer.json').exists(): print(f'{out} holds a model, which this one replaces when it is trained; --out names another folder', flush=True)
+    if (out/'categorizer.json').exists() and not (out/'models'/'chosen.json').exists(): print(f'{out} holds a model, which this one replaces when it is trained; --out names another folder', flush=True)
     df = df.assign(is_valid=df.index.isin(split_catalog(df, seed=o['seed'])[1].index))
     learn, seconds, o = _train(df, o, out)
     plots = _save_plots(df, learn, out)
@@ -160,16 +163,20 @@ def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.D
                   members=learn.reports.assign(share=learn.model.shares or 1 / len(learn.model.members)).to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions('fastai', 'fastcore', 'scikit-learn'))
     cat = Categorizer.from_learner(learn, report)
     cat.save(out)
-    report = _judge(df, learn, o['linear']) | report
+    report = _judge(df, learn) | report
     if report['predicted_categories'] < 2: print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
-    print(f"\non {report['valid_rows']:,} titles that were not trained on:\n\n{_result_table(report)}")
+    print(f"\non {report['valid_rows']:,} titles that were not trained on:\n\n{_result_table(report)}", flush=True)
+    def keep():
+        with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
+    keep()  # a linear model may take longer than the networks: it comes last
+    if o['linear']: report |= _judge_linear(df, learn.dls.vocab); keep(); print(_result_table(report).splitlines()[-1])
     if report['decided_f1'] is not None and (why := _no_threshold(cat)): print('\n' + why)
-    with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
     _remove_checkpoints(out)
     print(f"\nwritten to {out}: the model (categorizer.json, weights.safetensors), report.json, {', '.join(p.name for p in plots)}")
     print(f'label your titles: bpv_predict {out} titles.tsv')
     return report, learn, df
 
+# %% ../nbs/54_cli.ipynb #95729601
 def _show_ten(df: pd.DataFrame, learn: TitleLearner, seed: int):
     "Ten validation titles with their three best categories"
     valid = df[df.is_valid]
@@ -186,7 +193,7 @@ def _check_options(command: str, cell: str | None, precision: str, pairs: int, *
     for name, said, known in (('cell', cell, (None, *recurrent_cells)), ('precision', precision, ('auto', 'fp32', 'bf16'))):
         if said not in known: sys.exit(f"{command}: --{name} {said}: it can be {', '.join(filter(None, known))}")
 
-# %% ../nbs/54_cli.ipynb #95729601
+# %% ../nbs/54_cli.ipynb #4e092a92
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -218,7 +225,7 @@ def bpv_train(
         df = _own_catalog(catalog, title, category, drop, Path(out))
         _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell or ('lstm' if plain else None), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
 
-# %% ../nbs/54_cli.ipynb #4e092a92
+# %% ../nbs/54_cli.ipynb #8676fe1b
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all

@@ -256,11 +256,12 @@ def _jobs_folder(dls: TitleDataLoaders, jobs: list, resume: bool) -> tuple[Path,
     return folder, [i for i in range(len(jobs)) if not (folder/f'{i}.safetensors').exists()]
 
 @contextmanager
-def _removed_after(folder: Path, resume: bool, keep: bool):
-    "The folder goes when all is done, and where nothing can go on from it: after a divergence all networks need another rate"
+def _removed_after(folder: Path, jobs: list, resume: bool, keep: bool):
+    "The folder goes when all is done, and where networks diverged before one was done: another rate may follow, and a bag takes seconds"
     try: yield
     except BaseException as e:
-        if not resume or isinstance(e, TrainingDiverged): remove_folder(folder)
+        done = any(job['kind'] != 'ngrams' and (folder/f'{i}.safetensors').exists() for i, job in enumerate(jobs))
+        if not resume or isinstance(e, TrainingDiverged) and not done: remove_folder(folder)
         raise
     if not (resume and keep): remove_folder(folder)
 
@@ -308,7 +309,7 @@ class Ensemble(_FromFolder):
         if ngrams: jobs.append(_described(dls, False, len(jobs), bag_epochs or ngram_epochs(len(dls.train_ds)), None, 'falling', ngram_sizes(len(dls.train_ds)), 'ngrams', minutes=minutes))
         folder, todo = _jobs_folder(dls, jobs, resume)
         n_jobs, n_batches = n_jobs or members_at_once(dls.device, len(jobs)), [j['epochs'] * len(dls.train) for j in jobs]
-        with _removed_after(folder, resume, keep):
+        with _removed_after(folder, jobs, resume, keep):
             with tqdm(total=sum(n_batches[i] for i in todo), unit=' batches', disable=not progress, leave=False) as bar:
                 if n_jobs > 1 and len(todo) > 1: _save_data(dls, folder); _side_by_side(folder, todo, min(n_jobs, len(todo)), str(dls.device), n_batches, bar)
                 else:

@@ -27,7 +27,7 @@ from .titles import CategoryVocab
 # %% ../nbs/53_label.ipynb #d16f3233
 _expected = ('CatalogError', 'CategorizerError', 'TrainingDiverged', 'ResumeError', 'OSError', 'ImportError', 'ModuleNotFoundError', 'FileNotFoundError', 'PermissionError', 'IsADirectoryError')
 _as_options = {'title_col=': '--title', 'category_col=': '--category', "on_bad='drop'": '--drop', ' and see them in the report: catalog_report(df).bad_rows, or dls.report.bad_rows': '',
-               "decide='best'": '--decide best', 'max_len=': '--longest', ', or raise valid_pct': '', 'pass --drop': 'give --drop', 'Make a new learner and halve the peak rate; learn.lr_sweep() shows how high it may be': 'Halve the peak rate with --lr', 'Remove it to start anew, or give this fit another path': '--fresh starts anew', 'remove it to start anew': '--fresh starts anew'}
+               "decide='best'": '--decide best', 'max_len=': 'bpv_train --longest', ', or raise valid_pct': '', 'pass --drop': 'give --drop', 'Make a new learner and halve the peak rate; learn.lr_sweep() shows how high it may be': 'Halve the peak rate with --lr', 'Remove it to start anew, or give this fit another path': '--fresh starts anew', 'remove it to start anew': '--fresh starts anew'}
 
 def _in_words_of_the_command(text: str) -> str:
     "An error of the library with the names of options"
@@ -41,9 +41,11 @@ def one_line_errors(
     go_on: str = 'the same command goes on from there', # what to say after an interrupt
 ):
     "End the process with one line on standard error where something fails; warnings are a line, too"
-    def said(message, *args, **kwargs): print(f'{command}: {_in_words_of_the_command(str(message))}', file=sys.stderr)
+    def said(message, *args, **kwargs): print(f"{command}: {_in_words_of_the_command(' '.join(str(message).split()))}", file=sys.stderr)
     try:
-        with warnings.catch_warnings(): warnings.showwarning = said; yield
+        with warnings.catch_warnings():
+            if not debug: warnings.showwarning = said
+            yield
     except KeyboardInterrupt as e: print(f'\n{command}: stopped; {go_on}', file=sys.stderr); sys.exit(130)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); sys.exit(1)  # whoever read has had enough
     except Exception as e:

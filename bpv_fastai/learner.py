@@ -96,9 +96,10 @@ class _Pictures(_Sweeps):
 # %% ../nbs/43_learner.ipynb #7c624d02
 class _Decides(_Pictures):
     "Labels for new titles"
-    def get_preds(self, ds_idx: int = 1, dl=None, *args, **kwargs):
-        if dl is None and not len(self.dls[ds_idx]): raise ValueError('there are no titles to predict: a loaded learner comes without them; pass dl=learn.dls.test_dl(titles), or use learn.decide(titles)')
-        return super().get_preds(ds_idx, dl, *args, **kwargs)
+    @delegates(Learner.get_preds)
+    def get_preds(self, ds_idx=1, dl=None, **kwargs):
+        if dl is None and not len(self.dls[ds_idx]): raise ValueError('there are no titles to predict (valid_pct=0 and a loaded learner have none): pass dl=learn.dls.test_dl(titles), or use learn.decide(titles)')
+        return super().get_preds(ds_idx, dl, **kwargs)
 
     def decide(self,
         titles, # list, array or Series of titles, or a DataFrame with the column `title`

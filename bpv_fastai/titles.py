@@ -9,6 +9,7 @@ __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'count_points', 'CharVocab', 'decode_toke
 # %% ../nbs/10_titles.ipynb #3412b2f9
 import json, warnings
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ class CategoryVocab(_Vocab):
         found = self._index.get_indexer(pd.Index(_as_text(pd.Series(names, dtype=object)), dtype=object)).astype(np.int64)
         return found if codes is None else np.append(found, -1)[codes]
 
-    @property
+    @cached_property
     def o2i(self) -> dict: return {c: i for i, c in enumerate(self.entries)}  # fastai's name for the ids of categories
     def decode(self, ids: Iterable[int]) -> list: return [self.entries[int(i)] for i in ids]
     def __len__(self): return len(self.entries)

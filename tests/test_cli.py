@@ -52,7 +52,7 @@ def test_stopped_while_it_is_judged_it_trains_nothing_anew(tmp_path, monkeypatch
     threads, options = torch.get_num_threads(), dict(epochs=1, nh=8, bs=32, threads=1)
     try:
         with monkeypatch.context() as m, pytest.raises(SystemExit): m.setattr(cli, 'linear_baseline', stops); cli.bpv_train('c.csv', **options)
-        assert not (tmp_path/'model'/'report.json').exists()
+        assert 'linear_f1' not in json.loads((tmp_path/'model'/'report.json').read_text())
         monkeypatch.setattr(ensemble, '_train_member', None)
         cli.bpv_train('c.csv', **options)
     finally: torch.set_num_threads(threads)
@@ -213,9 +213,10 @@ def test_a_model_that_is_replaced_and_answers_that_nobody_accepts(tmp_path):
     assert 'on 50 titles that were not trained on' in first.stdout and 'no answer is marked as accepted' in first.stdout
     evaluated = run('bpv_evaluate', 'model', 'c.csv', cwd=tmp_path)
     assert evaluated.returncode == 0 and 'accepted without a person: 0.0%' in evaluated.stdout and 'no answer is marked as accepted' in evaluated.stdout
-    assert [line[:13] for line in evaluated.stderr.strip().splitlines()] == ['bpv_evaluate:'] and 'were cut there' in evaluated.stderr
+    def warned(ran): return [line for line in ran.stderr.splitlines() if line.startswith('bpv_')]
+    assert len(warned(evaluated)) == 1 and 'were cut there' in warned(evaluated)[0]
     labelled = run('bpv_predict', 'model', 'titles.tsv', '--quiet', cwd=tmp_path)
-    assert labelled.stderr.strip() == 'bpv_predict: 2 rows have no category: they hold no title, or more or fewer columns than the first; the column reason says which'
+    assert len(warned(labelled)) == 1 and warned(labelled)[0].startswith('bpv_predict: no category for 2 of the rows')
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -77,6 +77,15 @@ def test_after_a_divergence_nothing_is_left_and_another_rate_may_come(dls, n_job
     assert len(train(dls, lr_max=.5, resume=True).model.members) == 2
 
 
+def test_a_network_that_is_done_outlives_the_divergence_of_another(dls):
+    folder = dls.path/'models'/'ensemble'
+    folder.mkdir(parents=True); (folder/'0.safetensors').touch()
+    with pytest.raises(TrainingDiverged): train(dls, lr_max=1e9, epochs=2, resume=True)
+    assert (folder/'0.safetensors').exists()
+    with pytest.raises(ResumeError, match='another training'): train(dls, lr_max=.5, resume=True)
+    remove_folder(folder)
+
+
 def test_killed_while_what_is_done_goes_away(dls, monkeypatch):
     def killed(folder): (folder/'0.scores').unlink(); raise KeyboardInterrupt
     with monkeypatch.context() as m:

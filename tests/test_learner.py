@@ -131,7 +131,7 @@ def test_export_and_load(tmp_path):
     assert (tmp_path/'export.pkl').stat().st_size < 3_000_000
     with again.no_bar(): assert torch.allclose(again.get_preds(dl=again.dls.test_dl(df))[0], expected, atol=1e-6)
     assert again.predict('a title')[0] in again.dls.vocab
-    with pytest.raises(ValueError, match='a loaded learner comes without them'): again.get_preds()
+    with pytest.raises(ValueError, match='a loaded learner have none'): again.get_preds()
     with pytest.raises(TypeError, match='a list of titles'): again.decide('a title')
 
 
