@@ -32,7 +32,7 @@ from .ensemble import Ensemble, members_at_once
 from .files import remove_folder, whole_file
 from .label import _column, _few_threads, _no_threshold, one_line_errors
 from .learner import TitleLearner
-from .members import means_bf16
+from .members import _precisions, means_bf16
 from .metrics import CategoryCounts
 from .resume import ResumeError
 from .titles import CategoryVocab
@@ -157,7 +157,7 @@ def _run(df: pd.DataFrame, o: dict, out: Path) -> tuple[dict, TitleLearner, pd.D
     out.mkdir(parents=True, exist_ok=True)
     if (out/'categorizer.json').exists() and not (out/'models'/'chosen.json').exists(): print(f'{out} holds a model, which this one replaces when it is trained; --out names another folder', flush=True)
     df = df.assign(is_valid=df.index.isin(split_catalog(df, seed=o['seed'])[1].index))
-    learn, seconds, o = _train(df, o, out)
+    learn, seconds, o = _train(df, o | dict(cell=o['cell'] or (None if o['ngrams'] else 'lstm')), out)  # without n-grams it is the paper's training
     plots = _save_plots(df, learn, out)
     report = dict(train_seconds=seconds, titles_per_second=len(learn.dls.train_ds) * o['epochs'] * max(1, 2 * o['pairs']) / seconds, **{k: o[k] for k in ('epochs', 'bag_epochs', 'cell', 'nh', 'drop_mult', 'bs', 'lr', 'seed', 'max_len', 'pairs', 'ngrams')},
                   members=learn.reports.assign(share=learn.model.shares or 1 / len(learn.model.members)).to_dict('records'), source=df.attrs['catalog']['source'], device=str(learn.dls.device), versions=_versions('fastai', 'fastcore', 'scikit-learn'))
@@ -190,7 +190,7 @@ def _check_options(command: str, cell: str | None, precision: str, pairs: int, *
     wrong = [n for n, v in o.items() if v is not None and v <= 0]
     if wrong: sys.exit(f"{command}: {', '.join(wrong)} must be positive")
     if pairs < 0: sys.exit(f'{command}: pairs cannot be negative')
-    for name, said, known in (('cell', cell, (None, *recurrent_cells)), ('precision', precision, ('auto', 'fp32', 'bf16'))):
+    for name, said, known in (('cell', cell, (None, *recurrent_cells)), ('precision', precision, _precisions)):
         if said not in known: sys.exit(f"{command}: --{name} {said}: it can be {', '.join(filter(None, known))}")
 
 # %% ../nbs/54_cli.ipynb #4e092a92
@@ -223,7 +223,7 @@ def bpv_train(
     with one_line_errors('bpv_train', debug):
         _few_threads(threads)
         df = _own_catalog(catalog, title, category, drop, Path(out))
-        _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell or ('lstm' if plain else None), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
+        _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=longest, for_minutes=minutes, minutes=checkpoint, fresh=fresh, linear=not nolinear, precision=precision), Path(out))
 
 # %% ../nbs/54_cli.ipynb #8676fe1b
 @call_parse
@@ -252,5 +252,5 @@ def bpv_demo(
     with one_line_errors('bpv_demo', debug):
         _few_threads(threads)
         df = _demo_catalog(catalog, title, category, rows, seed)
-        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell or ('lstm' if plain else None), epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
+        _, learn, df = _run(df, dict(pairs=pairs, ngrams=not plain, cell=cell, epochs=epochs, nh=nh, bs=bs, lr=lr, seed=seed, max_len=512, for_minutes=minutes, minutes=5., fresh=fresh, linear=True, precision=precision), Path(out))
         _show_ten(df, learn, seed)

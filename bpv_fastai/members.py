@@ -105,12 +105,14 @@ def has_native_bf16(
     except OSError: return False
     return device.type == 'cpu' and any(f in flags for f in ('avx512_bf16', 'amx_bf16', ' bf16 '))
 
+_precisions = ('auto', 'fp32', 'bf16')
+
 def means_bf16(
     precision: str, # 'fp32', 'bf16', or 'auto': bfloat16 where the device has it natively
     device: torch.device, # where to compute
 ) -> bool:
     "What a choice of precision means on a device. Raises `ValueError` for what is none"
-    if precision not in ('auto', 'fp32', 'bf16'): raise ValueError(f"precision is {precision!r}; it can be 'auto', 'fp32' or 'bf16'")
+    if precision not in _precisions: raise ValueError(f"precision is {precision!r}; it can be 'auto', 'fp32' or 'bf16'")
     return precision == 'bf16' or precision == 'auto' and has_native_bf16(device)
 
 # %% ../nbs/22_members.ipynb #303a7825

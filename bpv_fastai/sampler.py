@@ -40,11 +40,10 @@ def sortish_order(
     in_window = np.minimum(np.arange(n) // (bs * window), max(n // (bs * window) - 1, 0))
     order = shuffled[np.lexsort((-lengths[shuffled], in_window))]
     moved = n // bs - (n % bs > 0)  # the last two of unequal batches stay where they are, beside each other
-    batches, longest = rng.permutation(moved), int(np.argmax(lengths[order])) // bs
-    if longest < moved: batches = np.concatenate([[longest], batches[batches != longest]])
+    batches, longest = rng.permutation(moved), int(np.argmax(lengths[order]))
+    if longest < moved * bs: batches = np.concatenate([[longest // bs], batches[batches != longest // bs]])
     order = np.concatenate([order[:moved * bs].reshape(moved, bs)[batches].ravel(), order[moved * bs:]])
-    longest = int(np.argmax(lengths[order]))
-    order[[0, longest]] = order[[longest, 0]]
+    if longest >= moved * bs: order[[0, longest]] = order[[longest, 0]]
     return order
 
 # %% ../nbs/11_sampler.ipynb #ba2bb73f
