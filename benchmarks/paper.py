@@ -1,18 +1,19 @@
 """The paper's claims on USDA titles (each title once, split with seed 42): tables 1 to 4 and figures 4 and 5.
 
-    python benchmarks/paper.py --scale small                     # a CPU: 128 wide, a sample of titles; 50 networks, about an hour on two cores
-    python benchmarks/paper.py --scale medium                    # a CPU: 128 wide, all 264,343 titles, one pair; a quarter of an hour on two cores
-    python benchmarks/paper.py --scale full --device cuda        # 2x512, all 264,343 titles, 20 and 40 epochs
-    python benchmarks/paper.py --scale small --tables            # only the tables, from networks trained before
+    python benchmarks/paper.py --scale small              # 50 networks 128 wide, 32,000 titles: an hour on two cores
+    python benchmarks/paper.py --scale medium             # one pair 128 wide, all 264,343 titles: a quarter of an hour
+    python benchmarks/paper.py --scale full --device cuda # 2x512, all 264,343 titles, 20 and 40 epochs
+    python benchmarks/paper.py --scale small --tables     # only the tables, from networks trained before
 
-Each network leaves its validation probabilities in benchmarks/runs/; a run that is stopped goes on with those that are missing.
-The result is benchmarks/results/paper_SCALE.json; nbs/91_paper.ipynb draws it."""
+Each network leaves its validation probabilities in benchmarks/runs/; a run that was stopped continues with those that
+are missing. The result is benchmarks/results/paper_SCALE.json; the tutorial on the paper draws it."""
 import os
 import subprocess
 import sys
 import time
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,65 +21,83 @@ from common import fasttext_ids, fasttext_model, half_interval, save
 from fastai.callback.core import Callback, CancelValidException
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
+from splits import paper_catalog, paper_scales
+from timing import timed
 
-from bpv_fastai.all import *
-from bpv_fastai.callbacks import F1Calibration
+from bpv_fastai.data.catalog import split_catalog
+from bpv_fastai.data.errors import TrainingDiverged
+from bpv_fastai.data.titles import CategoryVocab
+from bpv_fastai.decide.calibration import ProbabilityCalibrator
+from bpv_fastai.decide.decider import judge_decisions
+from bpv_fastai.decide.metrics import CategoryCounts
+from bpv_fastai.decide.probabilities import as_top_probs
+from bpv_fastai.learner import bpv_learner
+from bpv_fastai.train.callbacks import F1Calibration
+from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.use.baseline import linear_baseline
 
 views = dict(last=('last',), copies=('last',) * 4, concat=('last', 'avg', 'max'), bpv=('last', 'avg', 'max', 'min'))
-scales = dict(small=dict(rows=32_000, nh=128, bs=128, short=(8, 1.), long=(16, .8), seeds=5),
-              medium=dict(rows=0, nh=128, bs=128, long=(8, 1.), seeds=1),
-              full=dict(rows=0, nh=512, bs=256, short=(20, 1.), long=(40, .8), seeds=5))
+directions = ('forward', 'backward')
+
+
+class Job(NamedTuple):
+    "One network to train"
+    view: str # key of `views`
+    direction: str # 'forward' or 'backward'
+    length: str # 'short', 'long', or 'sweep': a sweep of rate and momentum
+    seed: int
+
+    @property
+    def name(self) -> str: return 'sweep' if self.length == 'sweep' else '-'.join(map(str, self))
 
 
 def jobs(scale: dict) -> list:
-    "What is to be trained, most telling first: name, views, direction, schedule, seed"
-    if 'short' not in scale: return [(f'bpv-{way}-long-{s}', 'bpv', way, 'long', s) for s in range(scale['seeds']) for way in ('forward', 'backward')]
-    def all_seeds(view, way, length): return [(f'{view}-{way}-{length}-{s}', view, way, length, s) for s in range(scale['seeds'])]
-    rounds = [[all_seeds(v, w, 'short')[s] for v, w in (('bpv', 'forward'), ('last', 'forward'), ('concat', 'forward'), ('copies', 'forward'), ('bpv', 'backward'), ('concat', 'backward'))]
-              for s in range(scale['seeds'])]
-    longer = [[all_seeds(v, w, 'long')[s] for v, w in (('bpv', 'forward'), ('bpv', 'backward'), ('concat', 'forward'), ('concat', 'backward'))] for s in range(scale['seeds'])]
-    return [('sweep', 'bpv', 'forward', 'sweep', 0)] + [j for r in rounds + longer for j in r]
+    "List what is to be trained, the most telling first"
+    seeds = range(scale['seeds'])
+    if 'short' not in scale: return [Job('bpv', direction, 'long', seed) for seed in seeds for direction in directions]
+    short = [('bpv', 'forward'), ('last', 'forward'), ('concat', 'forward'), ('copies', 'forward'), ('bpv', 'backward'),
+             ('concat', 'backward')]
+    long = [('bpv', 'forward'), ('bpv', 'backward'), ('concat', 'forward'), ('concat', 'backward')]
+    return [Job('bpv', 'forward', 'sweep', 0),
+            *(Job(*network, 'short', seed) for seed in seeds for network in short),
+            *(Job(*network, 'long', seed) for seed in seeds for network in long)]
 
 
-def catalog(scale: dict):
-    "The titles of a scale, split once for all networks"
-    df = usda_foods()
-    if scale['rows']: df = df.sample(scale['rows'], random_state=42)
-    return read_catalog(df.reset_index(drop=True), verbose=False)
+# Training
 
 
 class _ValidateAtTheEnd(Callback):
-    "Only the last epoch is validated"
+    "Validate only the last epoch"
     def before_validate(self):
-        if self.epoch < self.n_epoch - 1 and not self.learn.loss is None: raise CancelValidException()
+        if self.epoch < self.n_epoch - 1 and self.learn.loss is not None: raise CancelValidException()
 
 
-def learner(df, scale: dict, job: tuple, device: str):
-    "A new network for a job, with its own seed for weights, dropout and the order of batches"
-    name, view, way, length, seed = job
-    set_seed(seed, reproducible=device == 'cpu')
+def learner(df, scale: dict, job: Job, device: str):
+    "Create a network for a job, with its own seed for weights, dropout and the order of batches"
+    set_seed(job.seed, reproducible=device == 'cpu')
     dls = TitleDataLoaders.from_df(df, valid_pct=.25, bs=scale['bs'], val_bs=256, seed=42, device=device, verbose=False)
-    dls = type(dls)(dls.train.new(seed=1000 + seed), dls.valid, path=dls.path, device=dls.device)
-    return bpv_learner(dls, nh=scale['nh'], views=views[view], backwards=way == 'backward').remove_cb(F1Calibration)
+    dls = type(dls)(dls.train.new(seed=1000 + job.seed), dls.valid, path=dls.path, device=dls.device)
+    learn = bpv_learner(dls, nh=scale['nh'], views=views[job.view], backwards=job.direction == 'backward')
+    return learn.remove_cb(F1Calibration)
 
 
-def train(df, scale: dict, job: tuple, device: str, path: Path):
-    "Train one network and leave its validation probabilities"
+def train(df, scale: dict, job: Job, device: str, path: Path):
+    "Train one network and write its validation probabilities, or its sweep"
     learn, start = learner(df, scale, job, device), time.perf_counter()
-    with learn.no_bar(), learn.no_logging():
-        if job[3] == 'sweep':
+    with learn.quiet():
+        if job.length == 'sweep':
             sweep = learn.momentum_sweep(show_plot=False)
-            found = dict(mom=sweep['mom'].to_numpy(), lr=sweep['lr'].to_numpy(), loss=sweep['loss'].to_numpy())
+            arrays = {name: sweep[name].to_numpy() for name in ('mom', 'lr', 'loss')}
         else:
-            epochs, lr = scale[job[3]]
+            epochs, lr = scale[job.length]
             try:
                 learn.fit_linear_cycle(epochs, lr, cbs=_ValidateAtTheEnd())
                 seconds = time.perf_counter() - start
-                found = dict(probs=learn.get_preds()[0].numpy().astype(np.float16), seconds=seconds)
-            except TrainingDiverged as e: found = dict(diverged=str(e), seconds=time.perf_counter() - start)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    with open(beside, 'wb') as f: np.savez(f, **found)
-    beside.replace(path)
+                arrays = dict(probs=learn.get_preds()[0].numpy().astype(np.float16), seconds=seconds)
+            except TrainingDiverged as e: arrays = dict(diverged=str(e), seconds=time.perf_counter() - start)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    with open(temporary, 'wb') as f: np.savez(f, **arrays)
+    temporary.replace(path)
 
 
 def claim(path: Path) -> bool:
@@ -93,137 +112,189 @@ def claim(path: Path) -> bool:
 
 def work(scale: dict, device: str, runs: Path):
     "Train whatever is missing"
-    df = catalog(scale)
-    for i, job in enumerate(todo := jobs(scale)):
-        path = runs/f'{job[0]}.npz'
+    df, todo = paper_catalog(scale), jobs(scale)
+    for i, job in enumerate(todo, 1):
+        path = runs/f'{job.name}.npz'
         if path.exists() or not claim(path): continue
-        start = time.perf_counter()
-        train(df, scale, job, device, path)
+        _, seconds = timed(train, df, scale, job, device, path)
         path.with_suffix('.lock').unlink()
-        print(f'{i + 1} of {len(todo)}: {job[0]}, {time.perf_counter() - start:.0f} s', flush=True)
+        print(f'{i} of {len(todo)}: {job.name}, {seconds:.0f} s', flush=True)
+
+
+# Scores
 
 
 class Runs:
-    "What the networks of a scale left behind"
+    "The validation probabilities of the networks of a scale"
     def __init__(self, scale: dict, folder: Path):
-        self.scale, self.folder, self.df = scale, folder, catalog(scale)
-        train, valid = split_catalog(self.df, .25, 42)
-        self.train, self.valid = train, valid
-        self.vocab = CategoryVocab.fit(train['category'])
-        self.targs, self.kept = self.vocab.encode(valid['category']), {}
+        self.scale, self.folder, self.df = scale, folder, paper_catalog(scale)
+        self.train, self.valid = split_catalog(self.df, .25, 42)
+        self.vocab = CategoryVocab.fit(self.train['category'])
+        self.targs, self.loaded = self.vocab.encode(self.valid['category']), {}
 
-    def logs(self, view, way, length, seed) -> np.ndarray:
-        "Log-probabilities (n, categories) of a network; float16 has no probabilities below 6e-8"
-        name = f'{view}-{way}-{length}-{seed}'
-        if name not in self.kept:
-            with np.load(self.folder/f'{name}.npz') as f:
-                if 'diverged' in f: raise RuntimeError(f'{name} diverged: {f["diverged"]}')
-                self.kept[name] = np.log(np.maximum(f['probs'].astype(np.float32), 5e-8))
-        return self.kept[name]
+    def log_probs(self, job: Job) -> np.ndarray: # (n, categories)
+        "Read the log-probabilities of a network; float16 has no probabilities below 6e-8"
+        if job not in self.loaded:
+            with np.load(self.folder/f'{job.name}.npz') as f:
+                if 'diverged' in f: raise RuntimeError(f'{job.name} diverged: {f["diverged"]}')
+                self.loaded[job] = np.log(np.maximum(f['probs'].astype(np.float32), 5e-8))
+        return self.loaded[job]
 
-    def together(self, members: list, average: str = 'log_prob') -> np.ndarray:
-        "Probabilities of several networks, each (view, way, length, seed)"
-        logs = [self.logs(*m) for m in members]
-        if average == 'prob': return np.mean([np.exp(lp) for lp in logs], 0)
-        mean = np.exp(np.mean(logs, 0))
+    def seconds(self, job: Job) -> float: return float(np.load(self.folder/f'{job.name}.npz')['seconds'])
+
+    def average(self, members: list, average: str = 'log_prob') -> np.ndarray:
+        "Average the probabilities of several networks"
+        log_probs = [self.log_probs(job) for job in members]
+        if average == 'prob': return np.mean([np.exp(lp) for lp in log_probs], 0)
+        mean = np.exp(np.mean(log_probs, 0))
         return mean / mean.sum(1, keepdims=True)
 
     def scores(self, members: list, average: str = 'log_prob') -> dict:
-        return CategoryCounts(len(self.vocab)).add(self.targs, self.together(members, average).argmax(1)).averages()
+        "Score the most probable category"
+        return CategoryCounts(len(self.vocab)).add(self.targs, self.average(members, average).argmax(1)).averages()
 
     def decided(self, members: list) -> dict:
-        "F1 by way of deciding, on calibrated probabilities, each half by what was fitted on the other"
-        probs, half = self.together(members), np.random.default_rng(0).permutation(len(self.targs)) % 2 == 1
+        "Score each way of deciding, on calibrated probabilities, each half by what was fitted on the other"
+        probs, half = self.average(members), np.random.default_rng(0).permutation(len(self.targs)) % 2 == 1
         table = judge_decisions([(as_top_probs(probs[h]), self.targs[h]) for h in (half, ~half)])
-        return {way: dict(table.loc[(way, 'raw' if way == 'best wins' else 'calibrated')]) for way in ('best wins', 'cutoffs', 'cutoffs, rarest', 'expected F1')}
+        ways = dict.fromkeys(('cutoffs', 'cutoffs, rarest', 'expected F1'), 'calibrated')
+        return {way: dict(table.loc[(way, kind)]) for way, kind in ({'best wins': 'raw'} | ways).items()}
+
+    def describe(self) -> dict:
+        "Describe the scale and its split"
+        return self.scale | dict(titles=len(self.df), train=len(self.train), valid=len(self.valid),
+                                 categories=len(self.vocab))
 
 
 def interval(values) -> dict:
-    "Mean and half the 95% interval of it (t distribution)"
+    "Compute the mean and half its 95% interval (t distribution)"
     v = np.asarray(values, dtype=float)
     return dict(mean=float(v.mean()), half=half_interval(v), values=[round(float(x), 5) for x in v])
 
 
 def groups(scale: dict) -> dict:
-    "Which networks make each row of the tables, a list of members for each seed"
-    seeds, made = range(scale['seeds']), {}
-    for length, found in dict(short=('last', 'copies', 'concat', 'bpv'), long=('concat', 'bpv')).items():
-        for view in found: made[f'{view} forward, {length}'] = [[(view, 'forward', length, s)] for s in seeds]
+    "Return the networks of each row of the tables, a list of members for each seed"
+    n, rows = scale['seeds'], {}
+    for length, names in dict(short=('last', 'copies', 'concat', 'bpv'), long=('concat', 'bpv')).items():
+        def each_seed(view: str, *member_directions: str):
+            return [[Job(view, direction, length, seed) for direction in member_directions] for seed in range(n)]
+        for view in names: rows[f'{view} forward, {length}'] = each_seed(view, 'forward')
         for view in ('concat', 'bpv'):
-            made[f'{view} backward, {length}'] = [[(view, 'backward', length, s)] for s in seeds]
-            made[f'{view} pair, {length}'] = [[(view, w, length, s) for w in ('forward', 'backward')] for s in seeds]
-            for way in ('forward', 'backward'): made[f'{view} two {way}, {length}'] = [[(view, way, length, s), (view, way, length, (s + 1) % scale['seeds'])] for s in seeds]
-    return made
+            rows[f'{view} backward, {length}'] = each_seed(view, 'backward')
+            rows[f'{view} pair, {length}'] = each_seed(view, *directions)
+            for direction in directions:
+                rows[f'{view} two {direction}, {length}'] = [
+                    [Job(view, direction, length, s) for s in (seed, (seed + 1) % n)] for seed in range(n)]
+    return rows
 
 
-claims = [('pooling over baseline', 'concat forward, short', 'last forward, short', .010), ('BPV over baseline', 'bpv forward, short', 'last forward, short', .013),
-          ('BPV over concat, short', 'bpv forward, short', 'concat forward, short', .003), ('BPV over concat, long', 'bpv forward, long', 'concat forward, long', .006),
-          ('copies over baseline', 'copies forward, short', 'last forward, short', 0.), ('pair over one network', 'bpv pair, long', 'bpv forward, long', .013),
-          ('pair over two forward', 'bpv pair, long', 'bpv two forward, long', None), ('pair over two backward', 'bpv pair, long', 'bpv two backward, long', None),
-          ('BPV pair over concat pair, short', 'bpv pair, short', 'concat pair, short', .001), ('BPV pair over concat pair, long', 'bpv pair, long', 'concat pair, long', .004),
-          ('long over short, BPV', 'bpv forward, long', 'bpv forward, short', .005)]
+claims = [  # name, row, row that it is compared with, the paper's difference
+    ('pooling over baseline', 'concat forward, short', 'last forward, short', .010),
+    ('BPV over baseline', 'bpv forward, short', 'last forward, short', .013),
+    ('BPV over concat, short', 'bpv forward, short', 'concat forward, short', .003),
+    ('BPV over concat, long', 'bpv forward, long', 'concat forward, long', .006),
+    ('copies over baseline', 'copies forward, short', 'last forward, short', 0.),
+    ('pair over one network', 'bpv pair, long', 'bpv forward, long', .013),
+    ('pair over two forward', 'bpv pair, long', 'bpv two forward, long', None),
+    ('pair over two backward', 'bpv pair, long', 'bpv two backward, long', None),
+    ('BPV pair over concat pair, short', 'bpv pair, short', 'concat pair, short', .001),
+    ('BPV pair over concat pair, long', 'bpv pair, long', 'concat pair, long', .004),
+    ('long over short, BPV', 'bpv forward, long', 'bpv forward, short', .005)]
 
 
 def baselines(runs: Runs) -> dict:
-    "Linear SVM and, if it is installed, fastText on the same split"
-    found, titles, truth = {}, runs.valid['title'].tolist(), runs.targs
-    def judged(said, seconds): return CategoryCounts(len(runs.vocab)).add(truth, runs.vocab.encode(said)).averages() | dict(seconds=seconds)
+    "Score linear SVMs and, if it is installed, fastText on the same split"
+    scores, titles = {}, runs.valid['title'].tolist()
+    def score(preds, seconds):
+        return CategoryCounts(len(runs.vocab)).add(runs.targs, preds).averages() | dict(seconds=seconds)
     for C in (.5, 1.):
         model, seconds = linear_baseline(runs.train['title'], runs.train['category'], C)
-        found[f'linear SVM, C={C}'] = judged(model.predict(titles), seconds)
-    start = time.perf_counter()
-    try: model = fasttext_model(runs.train['title'], runs.vocab.encode(runs.train['category']), epoch=25, lr=.5, wordNgrams=2, minn=2, maxn=5, dim=100)
-    except ImportError: return found
-    seconds = time.perf_counter() - start
-    found['fastText'] = judged(runs.vocab.decode(fasttext_ids(model, titles)), seconds)
-    return found
+        scores[f'linear SVM, C={C}'] = score(runs.vocab.encode(model.predict(titles)), seconds)
+    targs = runs.vocab.encode(runs.train['category'])
+    options = dict(epoch=25, lr=.5, wordNgrams=2, minn=2, maxn=5, dim=100)
+    try: model, seconds = timed(fasttext_model, runs.train['title'], targs, **options)
+    except ImportError: return scores
+    return scores | dict(fastText=score(fasttext_ids(model, titles), seconds))
 
 
-def figures(runs: Runs, best: list) -> dict:
-    "Numbers behind the figures"
+# The result
+
+
+def figures(runs: Runs, calibrated: dict) -> dict:
+    "Return the numbers behind the figures"
     sweep = pd.DataFrame(dict(np.load(runs.folder/'sweep.npz')))
-    thin = sweep.groupby('mom', sort=False).apply(lambda g: g.iloc[::max(1, len(g) // 60)], include_groups=False).reset_index()
+    def thin(rows): return rows.iloc[::max(1, len(rows) // 60)]
+    sweep = sweep.groupby('mom', sort=False).apply(thin, include_groups=False).reset_index()
     calibration = {}
-    for name, members in best.items():
-        calibrator = ProbabilityCalibrator().fit(runs.together(members), runs.targs)
-        calibration[name] = dict(claims=calibrator.steps['claims'].tolist(), promised=calibrator.steps['promised'].round(3).tolist(), true=calibrator.steps['true'].tolist(),
-                                 knots=calibrator.knots.tolist(), ratios=calibrator.ratios.round(5).tolist())
-    return dict(title_lengths=np.bincount(runs.df['title'].str.len()).tolist(), category_counts=runs.df['category'].value_counts().tolist(),
-                sweep={c: thin[c].round(5).tolist() for c in ('mom', 'lr', 'loss')}, calibration=calibration)
+    for name, members in calibrated.items():
+        calibrator = ProbabilityCalibrator().fit(runs.average(members), runs.targs)
+        steps = calibrator.steps
+        calibration[name] = dict(
+            claims=steps['claims'].tolist(), promised=steps['promised'].round(3).tolist(), true=steps['true'].tolist(),
+            knots=calibrator.knots.tolist(), ratios=calibrator.ratios.round(5).tolist())
+    return dict(title_lengths=np.bincount(runs.df['title'].str.len()).tolist(),
+                category_counts=runs.df['category'].value_counts().tolist(),
+                sweep={name: sweep[name].round(5).tolist() for name in ('mom', 'lr', 'loss')}, calibration=calibration)
 
 
-def write_pair(name: str, scale: dict, runs: Runs):
-    "One pair beside the linear models"
-    members = [('bpv', way, 'long', 0) for way in ('forward', 'backward')]
-    return save(f'paper_{name}', dict(scale=scale | dict(titles=len(runs.df), train=len(runs.train), valid=len(runs.valid), categories=len(runs.vocab)),
-        forward=runs.scores(members[:1]), backward=runs.scores(members[1:]), pair=runs.scores(members), pair_decided=runs.decided(members), baselines=baselines(runs),
-        seconds=[float(np.load(runs.folder/f'{"-".join(map(str, m))}.npz')['seconds']) for m in members]))
+def write_pair(name: str, runs: Runs):
+    "Write one pair beside the linear models"
+    members = [Job('bpv', direction, 'long', 0) for direction in directions]
+    save(f'paper_{name}', dict(
+        scale=runs.describe(), forward=runs.scores(members[:1]), backward=runs.scores(members[1:]),
+        pair=runs.scores(members), pair_decided=runs.decided(members), baselines=baselines(runs),
+        seconds=[runs.seconds(job) for job in members]))
 
 
-def write_tables(name: str, scale: dict, runs: Runs):
-    "Everything that is drawn and said, as JSON"
-    made = groups(scale)
-    f1 = {row: [runs.scores(m) for m in members] for row, members in made.items()}
-    rows = {row: {n: interval([s[n] for s in scores]) for n in ('precision', 'recall', 'f1')} for row, scores in f1.items()}
-    differences = {c: interval([a['f1'] - b['f1'] for a, b in zip(f1[left], f1[right])]) | dict(paper=paper) for c, left, right, paper in claims}
-    decisions = {}
+def decision_tables(runs: Runs, members_of_row: dict) -> tuple[dict, dict]:
+    "Score the ways of deciding for four rows. Returns scores, and differences to the most probable category"
+    decisions, differences = {}, {}
     for row in ('concat forward, long', 'bpv forward, long', 'concat pair, long', 'bpv pair, long'):
-        found = [runs.decided(m) for m in made[row]]
-        decisions[row] = {way: {n: interval([d[way][n] for d in found]) for n in ('precision', 'recall', 'f1')} for way in found[0]}
+        decided = [runs.decided(members) for members in members_of_row[row]]
+        decisions[row] = {way: {score: interval([d[way][score] for d in decided])
+                                for score in ('precision', 'recall', 'f1')} for way in decided[0]}
         for way in ('cutoffs', 'cutoffs, rarest', 'expected F1'):
-            differences[f'{way} over best wins, {row}'] = interval([d[way]['f1'] - d['best wins']['f1'] for d in found]) | dict(paper=.009 if way == 'cutoffs, rarest' and row.startswith('bpv pair') else None)
-    n_pairs, averages = {}, {}
-    for k in range(1, scale['seeds'] + 1):
-        some = [[(v, w, 'long', s) for s in c for v in ('bpv',) for w in ('forward', 'backward')] for c in combinations(range(scale['seeds']), k)]
-        found = [runs.scores(m)['f1'] for m in some]
-        n_pairs[str(k)] = dict(f1=float(np.mean(found)), low=min(found), high=max(found), groups=len(found))
-        averages[str(k)] = {a: float(np.mean([runs.scores(m, a)['f1'] for m in some])) for a in ('log_prob', 'prob')}
-    everyone = [('bpv', w, 'long', s) for s in range(scale['seeds']) for w in ('forward', 'backward')]
-    differences['1 pair to all pairs'] = dict(mean=n_pairs[str(scale['seeds'])]['f1'] - n_pairs['1']['f1'], half=None, paper=.008)
-    seconds = {row: float(np.mean([np.load(runs.folder/f'{"-".join(map(str, m[0]))}.npz')['seconds'] for m in made[row]])) for row in made if len(made[row][0]) == 1}
-    return save(f'paper_{name}', dict(scale=scale | dict(titles=len(runs.df), train=len(runs.train), valid=len(runs.valid), categories=len(runs.vocab)), rows=rows, differences=differences, decisions=decisions,
-        n_pairs=n_pairs, averages=averages, all_pairs_decided=runs.decided(everyone), baselines=baselines(runs), seconds=seconds,
-        figures=figures(runs, {'one network': [('bpv', 'forward', 'long', 0)], f"{scale['seeds']} pairs": everyone})))
+            paper = .009 if way == 'cutoffs, rarest' and row.startswith('bpv pair') else None
+            gain = interval([d[way]['f1'] - d['best wins']['f1'] for d in decided])
+            differences[f'{way} over best wins, {row}'] = gain | dict(paper=paper)
+    return decisions, differences
+
+
+def pairs_tables(runs: Runs) -> tuple[dict, dict]:
+    "Score all groups of one to five pairs. Returns F1, and its mean by way of averaging"
+    n, n_pairs, averages = runs.scale['seeds'], {}, {}
+    for k in range(1, n + 1):
+        all_groups = [[Job('bpv', direction, 'long', seed) for seed in seeds for direction in directions]
+                      for seeds in combinations(range(n), k)]
+        f1 = {average: [runs.scores(members, average)['f1'] for members in all_groups]
+              for average in ('log_prob', 'prob')}
+        best = f1['log_prob']
+        n_pairs[str(k)] = dict(f1=float(np.mean(best)), low=min(best), high=max(best), groups=len(best))
+        averages[str(k)] = {average: float(np.mean(values)) for average, values in f1.items()}
+    return n_pairs, averages
+
+
+def write_tables(name: str, runs: Runs):
+    "Write all tables and figures"
+    members_of_row, n = groups(runs.scale), runs.scale['seeds']
+    scores = {row: [runs.scores(members) for members in groups] for row, groups in members_of_row.items()}
+    rows = {row: {score: interval([s[score] for s in each]) for score in ('precision', 'recall', 'f1')}
+            for row, each in scores.items()}
+    differences = {}
+    for claimed, row, other, paper in claims:
+        gains = [a['f1'] - b['f1'] for a, b in zip(scores[row], scores[other])]
+        differences[claimed] = interval(gains) | dict(paper=paper)
+    decisions, more_differences = decision_tables(runs, members_of_row)
+    n_pairs, averages = pairs_tables(runs)
+    gain = n_pairs[str(n)]['f1'] - n_pairs['1']['f1']
+    differences |= more_differences | {'1 pair to all pairs': dict(mean=gain, half=None, paper=.008)}
+    all_pairs = [Job('bpv', direction, 'long', seed) for seed in range(n) for direction in directions]
+    seconds = {row: float(np.mean([runs.seconds(*members) for members in groups]))
+               for row, groups in members_of_row.items() if len(groups[0]) == 1}
+    save(f'paper_{name}', dict(
+        scale=runs.describe(), rows=rows, differences=differences, decisions=decisions, n_pairs=n_pairs,
+        averages=averages, all_pairs_decided=runs.decided(all_pairs), baselines=baselines(runs), seconds=seconds,
+        figures=figures(runs, {'one network': [Job('bpv', 'forward', 'long', 0)], f'{n} pairs': all_pairs})))
 
 
 @call_parse
@@ -235,13 +306,14 @@ def main(
     tables: bool = False, # train nothing
 ):
     "Train the networks that are missing, then write the tables"
-    runs = Path(__file__).parent/'runs'/f'paper_{scale}'
-    runs.mkdir(parents=True, exist_ok=True)
-    if worker: return work(scales[scale], device, runs)
+    folder = Path(__file__).parent/'runs'/f'paper_{scale}'
+    folder.mkdir(parents=True, exist_ok=True)
+    if worker: return work(paper_scales[scale], device, folder)
     if not tables:
         workers = workers or (os.cpu_count() if device == 'cpu' else 1)
-        threads = max(1, os.cpu_count() // workers)
-        started = [subprocess.Popen([sys.executable, __file__, '--scale', scale, '--device', device, '--worker'], env=os.environ | dict(OMP_NUM_THREADS=str(threads)))
-                   for _ in range(workers)]
-        if any([p.wait() for p in started]): sys.exit('a worker failed: see above')
-    (write_tables if 'short' in scales[scale] else write_pair)(scale, scales[scale], Runs(scales[scale], runs))
+        env = os.environ | dict(OMP_NUM_THREADS=str(max(1, os.cpu_count() // workers)))
+        command = [sys.executable, __file__, '--scale', scale, '--device', device, '--worker']
+        processes = [subprocess.Popen(command, env=env) for _ in range(workers)]
+        if any([p.wait() for p in processes]): sys.exit('a worker failed: see above')
+    write = write_tables if 'short' in paper_scales[scale] else write_pair
+    write(scale, Runs(paper_scales[scale], folder))

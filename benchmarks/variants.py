@@ -1,11 +1,12 @@
-"""What else was tried in the network, and ways to join it with the bag of n-grams: weighted F1 on the same titles and epochs, several seeds.
+"""What else was tried in the network, and ways to join it with the bag of n-grams: weighted F1 on the same titles and
+epochs, several seeds.
 
     python benchmarks/variants.py
 
-10,000 USDA titles train, 20,000 others judge (the splits of benchmarks/curve.py; a seed is a split, weights and an order of batches). One forward
-network 128 wide, 12 epochs, most probable category. `gain` is over the paper's network (of ways to join: over
-the plain average of log-probabilities), seed by seed, with its 95% interval. Runs are kept in
-benchmarks/results/variants; what is there is not run again."""
+10,000 USDA titles train, 20,000 others judge (the splits of benchmarks/curve.py; a seed is a split, weights and an
+order of batches). One forward network 128 wide, 12 epochs, most probable category. `gain` is over the paper's network
+(of ways to join: over the plain average of log-probabilities), seed by seed, with its 95% interval. Runs are kept in
+benchmarks/results/variants and not repeated."""
 import json
 import time
 import zlib
@@ -14,26 +15,31 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import half_interval, results, save
-from curve import loaders, split
-from fastai.callback.core import Callback, CancelValidException
+from common import f1_of_logits, fit, half_interval, log_probs_of, results, save
 from fastai.callback.training import GradientClip
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.text.models.awdlstm import RNNDropout
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
+from splits import loaders, usda_split
 from torch import nn
 from torch.nn import functional as F
 
-from bpv_fastai.all import *
+from bpv_fastai.data.errors import TrainingDiverged
+from bpv_fastai.data.samples import usda_foods
+from bpv_fastai.learner import bpv_learner, ngram_learner
+from bpv_fastai.models.average import fit_shares
+from bpv_fastai.models.network import TitleEncoder
+from bpv_fastai.models.ngrams import letter_ids
+from bpv_fastai.models.pooling import pool_views
+from bpv_fastai.models.precision import means_bf16
+from bpv_fastai.train.recipe import ngram_epochs
 
 runs = results/'variants'
 n_titles, epochs = 10_000, 12
 
 
-class NoValidation(Callback):
-    "Scores are taken once, at the end"
-    def before_validate(self): raise CancelValidException()
+# Recurrent layers
 
 
 class Layers(nn.Module):
@@ -41,10 +47,13 @@ class Layers(nn.Module):
     def __init__(self, n_in, nh, n_layers, batch_first, dropout, between, norm=None):
         super().__init__()
         self.layers = nn.ModuleList(nn.LSTM(n_in if i == 0 else nh, nh, batch_first=True) for i in range(n_layers))
-        self.norms, self.between = nn.ModuleList(norm(nh) if norm else nn.Identity() for _ in self.layers), between(dropout)
+        self.norms = nn.ModuleList(norm(nh) if norm else nn.Identity() for _ in self.layers)
+        self.between = between(dropout)
 
     def forward(self, x):
-        for i, (layer, norm) in enumerate(zip(self.layers, self.norms)): x = norm(layer(self.between(x) if i else x)[0])
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms)):
+            if i: x = self.between(x)
+            x = norm(layer(x)[0])
         return x, None
 
 
@@ -58,11 +67,12 @@ class LearnedStart(nn.LSTM):
         super().__init__(n_in, nh, n_layers, **kwargs)
         self.h0, self.c0 = (nn.Parameter(torch.zeros(n_layers, 1, nh)) for _ in range(2))
 
-    def forward(self, x): return super().forward(x, tuple(s.expand(-1, len(x), -1).contiguous() for s in (self.h0, self.c0)))
+    def forward(self, x):
+        return super().forward(x, tuple(s.expand(-1, len(x), -1).contiguous() for s in (self.h0, self.c0)))
 
 
 class CharConv(nn.Module):
-    "Each character and its neighbours, before the recurrent layers"
+    "A convolution over each character and its neighbours, before the recurrent layers"
     def __init__(self, width: int, size: int = 5):
         super().__init__()
         self.conv = nn.Conv1d(width, width, size, padding=size // 2)
@@ -71,26 +81,36 @@ class CharConv(nn.Module):
 
 
 class WordsFromChars(nn.Module):
-    "Word embeddings convolved from characters (as Kim et al. 2016, but the windows look into the neighbouring words, too), and an LSTM over the words, in the place of the encoder"
-    def __init__(self, vocab_sz: int, letter_of: list, nh: int, emb_sz: int, sizes: dict = {1: 16, 2: 32, 3: 48, 4: 64, 5: 64}):
+    """Word embeddings convolved from characters, and an LSTM over the words, in the place of the encoder.
+
+    As Kim et al. 2016, but the windows look into the neighbouring words, too."""
+    def __init__(self, vocab_sz: int, letter_of: list, nh: int, emb_sz: int,
+                 sizes: dict = {1: 16, 2: 32, 3: 48, 4: 64, 5: 64}):
         super().__init__()
         self.register_buffer('letter_of', torch.tensor(letter_of))
-        self.emb, self.emb_drop, self.word_drop = nn.Embedding(vocab_sz, emb_sz, padding_idx=0), nn.Dropout(.15), nn.Dropout(.15)
+        self.emb = nn.Embedding(vocab_sz, emb_sz, padding_idx=0)
+        self.emb_drop, self.word_drop = nn.Dropout(.15), nn.Dropout(.15)
         self.convs = nn.ModuleList(nn.Conv1d(emb_sz, n, size) for size, n in sizes.items())
         self.rnn = nn.LSTM(sum(sizes.values()), nh, 2, batch_first=True, dropout=.25)
 
     def forward(self, x):
-        letter = self.letter_of[x] > 0
-        begins = letter & ~F.pad(letter, (1, 0))[:, :-1]
-        word = torch.where(letter, begins.long().cumsum(1), 0)  # from 1
+        is_letter = self.letter_of[x] > 0
+        begins = is_letter & ~F.pad(is_letter, (1, 0))[:, :-1]
+        word = torch.where(is_letter, begins.long().cumsum(1), 0)  # from 1
         chars = self.emb_drop(self.emb(x)).transpose(1, 2)
-        found = torch.cat([conv(F.pad(chars, ((size := conv.kernel_size[0]) // 2, size - 1 - size // 2))) for conv in self.convs], 1).relu().transpose(1, 2)
-        words = found.new_zeros(len(x), max(1, int(word.max())) + 1, found.shape[2]).scatter_reduce(1, word[..., None].expand_as(found), found, 'amax')[:, 1:]
-        return self.rnn(self.word_drop(words))[0], torch.arange(words.shape[1], device=x.device) >= word.amax(1, keepdim=True)
+        def padded(size): return F.pad(chars, (size // 2, size - 1 - size // 2))
+        features = torch.cat([conv(padded(conv.kernel_size[0])) for conv in self.convs], 1).relu().transpose(1, 2)
+        words = features.new_zeros(len(x), max(1, int(word.max())) + 1, features.shape[2])
+        words = words.scatter_reduce(1, word[..., None].expand_as(features), features, 'amax')[:, 1:]
+        mask = torch.arange(words.shape[1], device=x.device) >= word.amax(1, keepdim=True)
+        return self.rnn(self.word_drop(words))[0], mask
+
+
+# Heads
 
 
 class Attention(nn.Module):
-    "Additive attention beside the four views; several hops are kept apart by a penalty"
+    "Additive attention beside the four views; a penalty keeps several hops apart"
     def __init__(self, nh: int, n_categories: int, hops: int, p: float = .35):
         super().__init__()
         self.score = nn.Sequential(nn.Linear(nh, 64), nn.Tanh(), nn.Linear(64, hops, bias=False))
@@ -100,185 +120,242 @@ class Attention(nn.Module):
         output, mask = input
         output = output.float()
         a = self.score(output).masked_fill(mask[..., None], -1e4).softmax(1)  # (bs, longest, hops)
-        self.penalty = (a.transpose(1, 2) @ a - torch.eye(a.shape[2])).square().sum((1, 2)).mean() if a.shape[2] > 1 else 0.
-        return self.linear(self.drop(torch.cat([pool_views(output, mask), (a.transpose(1, 2) @ output).flatten(1)], 1))), output, output
+        overlap = a.transpose(1, 2) @ a - torch.eye(a.shape[2])
+        self.penalty = overlap.square().sum((1, 2)).mean() if a.shape[2] > 1 else 0.
+        views = torch.cat([pool_views(output, mask), (a.transpose(1, 2) @ output).flatten(1)], 1)
+        return self.linear(self.drop(views)), output, output
 
 
 class AdaptiveHead(nn.Module):
     "Adaptive softmax in the place of the linear layer; log-probabilities of all categories"
     def __init__(self, nh: int, n_categories: int, p: float = .35):
         super().__init__()
-        self.drop, self.softmax = nn.Dropout(p), nn.AdaptiveLogSoftmaxWithLoss(4 * nh, n_categories, [n_categories // 8, n_categories // 2])
+        self.drop = nn.Dropout(p)
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(4 * nh, n_categories, [n_categories // 8, n_categories // 2])
 
     def forward(self, input): return self.softmax.log_prob(self.drop(pool_views(*input).float())), *input
 
 
+# Variants: functions from loaders to an untrained learner
+
+
 def with_attention(hops: int):
-    def made(dls):
+    def make(dls):
         learn = bpv_learner(dls, nh=128)
         learn.model.head = Attention(128, dls.c, hops)
-        if hops > 1: learn.loss_func = lambda logits, y: F.cross_entropy(logits, y) + .01 * learn.model.head.penalty
+        def loss_func(logits, y): return F.cross_entropy(logits, y) + .01 * learn.model.head.penalty
+        if hops > 1: learn.loss_func = loss_func
         return learn
-    return made
+    return make
 
 
 def changed(change):
-    def made(dls):
+    def make(dls):
         learn = bpv_learner(dls, nh=128)
         change(learn.model, dls)
         return learn
-    return made
+    return make
 
 
-def conv_front(model, dls): model.encoder.emb_drop = nn.Sequential(model.encoder.emb_drop, CharConv(model.config['emb_sz']))
-def words_from_chars(model, dls): model.encoder = WordsFromChars(len(dls.char_vocab), letter_ids(dls.char_vocab.chars), 128, model.config['emb_sz'])
+def with_options(**options):
+    def make(dls): return bpv_learner(dls, **dict(nh=128) | options)
+    return make
+
+
+def conv_front(model, dls):
+    model.encoder.emb_drop = nn.Sequential(model.encoder.emb_drop, CharConv(model.config['emb_sz']))
+
+
+def words_from_chars(model, dls):
+    letters = letter_ids(dls.char_vocab.chars)
+    model.encoder = WordsFromChars(len(dls.char_vocab), letters, 128, model.config['emb_sz'])
+
+
 def adaptive(model, dls): model.head = AdaptiveHead(128, dls.c)
+
+
 def variational_dropout(model, dls):
-    model.encoder.emb_drop, old = RNNDropout(.15), model.encoder.rnn
-    model.encoder.rnn = variational(old.input_size, 128, 2, batch_first=True, dropout=.25)
+    model.encoder.emb_drop = RNNDropout(.15)
+    model.encoder.rnn = variational(model.encoder.rnn.input_size, 128, 2, batch_first=True, dropout=.25)
 
 
 variants = {
-    'balanced pooling views, LSTM': lambda dls: bpv_learner(dls, nh=128),
-    'GRU': lambda dls: bpv_learner(dls, nh=128, cell=nn.GRU),
-    'QRNN': lambda dls: bpv_learner(dls, nh=128, cell='qrnn'),
-    'one layer': lambda dls: bpv_learner(dls, nh=128, n_layers=1),
+    'balanced pooling views, LSTM': with_options(),
+    'GRU': with_options(cell=nn.GRU),
+    'QRNN': with_options(cell='qrnn'),
+    'one layer': with_options(n_layers=1),
     'attention as a fifth view': with_attention(1),
     'attention, 4 hops and penalty': with_attention(4),
     'variational dropout': changed(variational_dropout),
-    'layer norm': lambda dls: bpv_learner(dls, nh=128, cell=layer_norm),
-    'learned first state': lambda dls: bpv_learner(dls, nh=128, cell=LearnedStart),
+    'layer norm': with_options(cell=layer_norm),
+    'learned first state': with_options(cell=LearnedStart),
     'gradients clipped at 1': lambda dls: bpv_learner(dls, nh=128, cbs=GradientClip(1.)),
-    'label smoothing .1': lambda dls: bpv_learner(dls, nh=128, loss_func=LabelSmoothingCrossEntropyFlat(eps=.1)),
+    'label smoothing .1': with_options(loss_func=LabelSmoothingCrossEntropyFlat(eps=.1)),
     'adaptive softmax': changed(adaptive),
     'convolution before the LSTM': changed(conv_front),
     'words convolved from characters': changed(words_from_chars),
-    'dropouts halved': lambda dls: bpv_learner(dls, nh=128, drop_mult=.5),
+    'dropouts halved': with_options(drop_mult=.5),
 }
 
 
-def fit(learn, n_epochs: int = 0, bag: bool = False, lr: float = 1.) -> float:
-    "Train quietly; gives the seconds of one core"
-    learn.remove_cb(F1Calibration)
-    if not bag and means_bf16('auto', learn.dls.device): learn.to_bf16()
-    start = time.process_time()
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(NoValidation()):
-        if bag: learn.fit_flat_cos(n_epochs, pct_start=0)
-        else: learn.fit_linear_cycle(n_epochs or epochs, lr)
-    return time.process_time() - start
+# A pretrained encoder
 
 
-def log_probs(learn, dl) -> torch.Tensor:
-    with learn.no_bar(): return learn.get_preds(dl=dl)[0].clamp(min=1e-9).log()
+def language_model(seed: int, judged: list, n: int = 100_000, n_epochs: int = 3) -> tuple[dict, float]:
+    """Train an encoder to predict each next character of titles without labels, none of which is judged on.
 
-
-def score(logits: torch.Tensor, targs) -> float: return CategoryCounts(logits.shape[1]).add(np.asarray(targs), logits.argmax(1).numpy()).averages()['f1']
-
-
-def language_model(seed: int, judged, n: int = 100_000, n_epochs: int = 3) -> tuple[dict, float]:
-    "An encoder that learned to guess each next character of titles without labels, none of which is judged on; gives its weights and the seconds"
-    path = Path(__file__).parent/'runs'/f'language_model_{seed}_{zlib.crc32(repr(sorted(judged)).encode())}.pt'
+    Returns its weights, and the seconds."""
+    judged_id = zlib.crc32(repr(sorted(judged)).encode())
+    path = Path(__file__).parent/'runs'/f'language_model_{seed}_{judged_id}.pt'
     if path.exists(): return torch.load(path)
-    rest = usda_foods()
-    rest = rest[~rest['title'].isin(set(judged))].sample(n, random_state=seed)
+    foods = usda_foods()
+    others = foods[~foods['title'].isin(set(judged))].sample(n, random_state=seed)
     set_seed(seed)
-    dls = loaders(rest, rest[:50], seed)  # its categories are not used
-    net, start = TitleEncoder(len(dls.char_vocab), nh=128, emb_p=.05, hidden_p=.1), time.process_time()
+    dls = loaders(others, others[:50], seed)  # its categories are not used
+    start = time.process_time()
+    net = TitleEncoder(len(dls.char_vocab), nh=128, emb_p=.05, hidden_p=.1)
     out = nn.Linear(128, len(dls.char_vocab))
     opt = torch.optim.Adam([*net.parameters(), *out.parameters()], lr=2e-3)
-    schedule, total = torch.optim.lr_scheduler.OneCycleLR(opt, 4e-3, total_steps=n_epochs * len(dls.train) + 1), 0.
+    n_steps = n_epochs * len(dls.train) + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 4e-3, total_steps=n_steps)
+    smoothed_loss, bf16 = 0., means_bf16('auto', dls.device)
     for _ in range(n_epochs):
         for x, _ in dls.train:
-            with torch.autocast('cpu', torch.bfloat16, enabled=means_bf16('auto', dls.device)): states = net(x[:, :-1])[0]
+            with torch.autocast('cpu', torch.bfloat16, enabled=bf16): states, _ = net(x[:, :-1])
             loss = F.cross_entropy(out(states.float()).transpose(1, 2), x[:, 1:], ignore_index=0)
-            opt.zero_grad(); loss.backward(); opt.step(); schedule.step(); total = .99 * total + .01 * loss.item()
-    found = dict(weights=net.state_dict(), chars=dls.char_vocab.chars, loss=total), time.process_time() - start
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            schedule.step()
+            smoothed_loss = .99 * smoothed_loss + .01 * loss.item()
+    model = dict(weights=net.state_dict(), chars=dls.char_vocab.chars, loss=smoothed_loss)
+    result = model, time.process_time() - start
     path.parent.mkdir(exist_ok=True)
-    torch.save(found, path)
-    return found
+    torch.save(result, path)
+    return result
 
 
-def pretrained(dls, found: dict):
-    "A network that begins with the encoder of a language model; a character that it has not met begins as the unknown one"
-    learn, theirs, mine = bpv_learner(dls, nh=128, emb_sz=found['weights']['emb.weight'].shape[1]), {c: i for i, c in enumerate(found['chars'], 4)}, dls.char_vocab.chars
-    weights = dict(found['weights'])
-    at = [0, 1, 2, 3] + [theirs.get(c, 3) for c in mine]
-    weights['emb.weight'] = weights['emb.weight'][at]
-    learn.model.encoder.load_state_dict(weights)
+def pretrained(dls, model: dict):
+    "Create a learner with the encoder of a language model; a character new to it begins as the unknown one"
+    learn = bpv_learner(dls, nh=128, emb_sz=model['weights']['emb.weight'].shape[1])
+    id_of = {c: i for i, c in enumerate(model['chars'], 4)}
+    ids = [0, 1, 2, 3] + [id_of.get(c, 3) for c in dls.char_vocab.chars]
+    learn.model.encoder.load_state_dict(model['weights'] | {'emb.weight': model['weights']['emb.weight'][ids]})
     return learn
 
 
+# Ways to join a network and a bag of n-grams
+
+
 class OnTop(nn.Module):
-    "A network that adds to the logits of a bag that is trained already"
+    "A network that adds to the logits of a trained bag"
     autocast = None
     def __init__(self, bag, net):
         super().__init__()
         self.net, self.frozen = net, [bag.eval()]  # in a list: neither trained nor put into train mode
 
     def forward(self, x):
-        with torch.no_grad(): known = self.frozen[0](x)
+        with torch.no_grad(): logits = self.frozen[0](x)
         self.net.autocast = self.autocast
-        return known + self.net(x)
+        return logits + self.net(x)
 
 
 def gated(valid: list, targs: torch.Tensor, test: list) -> torch.Tensor:
-    "The share of the network by title, from how sure both are; fitted on validation titles"
-    def features(pair): return torch.stack([p.exp().amax(1) for p in pair] + [-(p.exp() * p).sum(1) for p in pair], 1)
+    "Weigh network and bag by title, from how sure both are; the gate is fitted on validation titles"
+    def features(pair):
+        largest = [p.exp().amax(1) for p in pair]
+        entropies = [-(p.exp() * p).sum(1) for p in pair]
+        return torch.stack(largest + entropies, 1)
+
     gate = nn.Linear(4, 1)
     opt = torch.optim.LBFGS(gate.parameters(), max_iter=100)
-    def mixed(pair): g = gate(features(pair)).sigmoid(); return g * pair[0] + (1 - g) * pair[1]
-    def closure(): opt.zero_grad(); loss = F.cross_entropy(mixed(valid), targs); loss.backward(); return loss
+
+    def mixed(pair):
+        share = gate(features(pair)).sigmoid()
+        return share * pair[0] + (1 - share) * pair[1]
+
+    def closure():
+        opt.zero_grad()
+        loss = F.cross_entropy(mixed(valid), targs)
+        loss.backward()
+        return loss
+
     opt.step(closure)
     with torch.no_grad(): return mixed(test)
 
 
 def joins(train, valid, test, seed: int) -> dict:
-    "One network and one bag, joined in several ways"
-    dls, held = loaders(train, test, seed), loaders(train, valid, seed).valid
-    net, bag, targs = bpv_learner(dls.with_train(seed=seed), nh=128), ngram_learner(dls), dls.valid_ds.targets
-    seconds = [fit(net), fit(bag, ngram_epochs(len(train)), bag=True)]
-    both, known = [log_probs(m, dls.valid) for m in (net, bag)], [log_probs(m, held) for m in (net, bag)]
-    held_targs = torch.as_tensor(np.asarray(held.dataset.targets))
-    shares = fit_shares(known, held_targs)
+    "Score one network and one bag, joined in several ways"
+    dls, valid_dl = loaders(train, test, seed), loaders(train, valid, seed).valid
+    net, bag = bpv_learner(dls.with_train(seed=seed), nh=128), ngram_learner(dls)
+    net_seconds = fit(net, epochs)
+    bag_seconds = fit(bag, ngram_epochs(len(train)), bag=True)
+    on_test = [log_probs_of(learn, dls.valid) for learn in (net, bag)]
+    on_valid = [log_probs_of(learn, valid_dl) for learn in (net, bag)]
+    valid_targs = torch.as_tensor(np.asarray(valid_dl.dataset.targets))
+    shares = fit_shares(on_valid, valid_targs)
     top = bpv_learner(dls.with_train(seed=seed), nh=128)
     top.model = OnTop(bag.model, top.model)
-    more = fit(top)
-    def row(logits, took): return dict(f1=score(logits, targs), seconds=took)
-    return {'network alone': row(both[0], seconds[0]), 'bag alone': row(both[1], seconds[1]), 'probabilities averaged': row(both[0].exp() + both[1].exp(), sum(seconds)),
-            'log-probabilities averaged': row(both[0] + both[1], sum(seconds)), 'log-probabilities, shares fitted': row(shares[0] * both[0] + shares[1] * both[1], sum(seconds)),
-            'a gate by title': row(gated(known, held_targs, both), sum(seconds)), 'first the bag, the network on top': row(log_probs(top, dls.valid), seconds[1] + more)}
+    top_seconds = bag_seconds + fit(top, epochs)
+    both_seconds = net_seconds + bag_seconds
+    ways = {
+        'network alone': (on_test[0], net_seconds),
+        'bag alone': (on_test[1], bag_seconds),
+        'probabilities averaged': (on_test[0].exp() + on_test[1].exp(), both_seconds),
+        'log-probabilities averaged': (on_test[0] + on_test[1], both_seconds),
+        'log-probabilities, shares fitted': (shares[0] * on_test[0] + shares[1] * on_test[1], both_seconds),
+        'a gate by title': (gated(on_valid, valid_targs, on_test), both_seconds),
+        'first the bag, the network on top': (log_probs_of(top, dls.valid), top_seconds)}
+    return {way: dict(f1=f1_of_logits(logits, dls.valid_ds.targets), seconds=seconds)
+            for way, (logits, seconds) in ways.items()}
 
 
 def run(seed: int, judged: list):
+    "Train and score all variants on one split, each kept as soon as it is done"
     path = runs/f'{seed}.json'
-    found = json.loads(path.read_text()) if path.exists() else dict(variants={}, joins={})
-    def keep(): path.parent.mkdir(exist_ok=True); path.write_text(json.dumps(found, indent=1))
-    train, valid, test = split(n_titles, seed)
+    done = json.loads(path.read_text()) if path.exists() else dict(variants={}, joins={})
+
+    def keep():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(done, indent=1))
+
+    train, valid, test = usda_split(n_titles, seed)
     dls = loaders(train, test, seed)
-    for name, made in variants.items():
-        if name in found['variants']: continue
+    def f1(learn): return f1_of_logits(log_probs_of(learn, dls.valid), dls.valid_ds.targets)
+    for name, make in variants.items():
+        if name in done['variants']: continue
         for lr in (1., .5, .25):  # halved where it diverges
             set_seed(seed)
-            learn = made(dls.with_train(seed=seed))
-            try: seconds = fit(learn, lr=lr)
-            except TrainingDiverged as e: print(seed, name, lr, e, flush=True); continue
-            found['variants'][name] = dict(f1=score(log_probs(learn, dls.valid), dls.valid_ds.targets), seconds=seconds, lr=lr); keep()
+            learn = make(dls.with_train(seed=seed))
+            try: seconds = fit(learn, epochs, lr=lr)
+            except TrainingDiverged as e:
+                print(seed, name, lr, e, flush=True)
+                continue
+            done['variants'][name] = dict(f1=f1(learn), seconds=seconds, lr=lr)
+            keep()
             break
-        print(seed, name, found['variants'].get(name, 'diverged'), flush=True)
-    if 'pretrained' not in found['variants']:
-        lm, more = language_model(0, judged)
+        print(seed, name, done['variants'].get(name, 'diverged'), flush=True)
+    if 'pretrained' not in done['variants']:
+        model, model_seconds = language_model(0, judged)
         set_seed(seed)
-        learn = pretrained(dls.with_train(seed=seed), lm)
-        seconds = fit(learn)
-        found['variants']['pretrained'] = dict(f1=score(log_probs(learn, dls.valid), dls.valid_ds.targets), seconds=seconds + more, language_model_loss=lm['loss']); keep()
-        print(seed, 'pretrained', found['variants']['pretrained'], flush=True)
-    if not found['joins']: set_seed(seed); found['joins'] = joins(train, valid, test, seed); keep(); print(seed, found['joins'], flush=True)
+        learn = pretrained(dls.with_train(seed=seed), model)
+        seconds = model_seconds + fit(learn, epochs)
+        done['variants']['pretrained'] = dict(f1=f1(learn), seconds=seconds, language_model_loss=model['loss'])
+        keep()
+        print(seed, 'pretrained', done['variants']['pretrained'], flush=True)
+    if not done['joins']:
+        set_seed(seed)
+        done['joins'] = joins(train, valid, test, seed)
+        keep()
+        print(seed, done['joins'], flush=True)
 
 
-def summed(one: list, base: list) -> dict:
-    "Means, and the gain over `base` with half a 95% interval"
-    f1, gain = np.array([o['f1'] for o in one]), np.array([o['f1'] - b['f1'] for o, b in zip(one, base)])
-    return dict(f1=float(f1.mean()), gain=float(gain.mean()), half=half_interval(gain), seeds=len(f1), seconds=float(np.median([o['seconds'] for o in one])))
+def summary(scores: list, base: list) -> dict:
+    "Average over seeds, with the gain over `base` and half its 95% interval"
+    f1 = np.array([s['f1'] for s in scores])
+    gain = f1 - np.array([s['f1'] for s in base])
+    return dict(f1=float(f1.mean()), gain=float(gain.mean()), half=half_interval(gain), seeds=len(f1),
+                seconds=float(np.median([s['seconds'] for s in scores])))
 
 
 @call_parse
@@ -287,13 +364,13 @@ def main(
     tables: bool = False, # only the tables
 ):
     "Train, judge, save"
-    judged = [t for s in range(seeds) for t in split(n_titles, s)[2]['title']]
+    judged = [title for seed in range(seeds) for title in usda_split(n_titles, seed)[2]['title']]
     if not tables:
         for seed in range(seeds): run(seed, judged)
-    found = [json.loads((runs/f'{s}.json').read_text()) for s in range(seeds) if (runs/f'{s}.json').exists()]
+    done = [json.loads(path.read_text()) for seed in range(seeds) if (path := runs/f'{seed}.json').exists()]
     result = {}
     for kind, base in (('variants', 'balanced pooling views, LSTM'), ('joins', 'log-probabilities averaged')):
-        names = [n for n in found[0][kind] if all(n in f[kind] for f in found)]
-        result[kind] = {n: summed([f[kind][n] for f in found], [f[kind][base] for f in found]) for n in names}
+        names = [name for name in done[0][kind] if all(name in d[kind] for d in done)]
+        result[kind] = {n: summary([d[kind][n] for d in done], [d[kind][base] for d in done]) for n in names}
         print(pd.DataFrame(result[kind]).T.round(4).to_string())
     save('variants', result | dict(titles=n_titles, epochs=epochs, nh=128))

@@ -20,9 +20,9 @@ os.environ['OMP_NUM_THREADS'] = '1'  # the parent never computes, and a child wi
 import torch
 from fastcore.script import call_parse
 
-from bpv_fastai.catalog import synthetic_catalog
 from bpv_fastai.categorizer import Categorizer
-from bpv_fastai.cli import bpv_train
+from bpv_fastai.cli.train import bpv_train
+from bpv_fastai.data.samples import synthetic_catalog
 
 
 def start(work) -> int:

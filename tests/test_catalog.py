@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpv_fastai.catalog import CatalogError, catalog_report, read_catalog, split_catalog, synthetic_catalog
+from bpv_fastai.data.catalog import catalog_report, read_catalog, split_catalog
+from bpv_fastai.data.errors import CatalogError
+from bpv_fastai.data.samples import synthetic_catalog
 
 good = pd.DataFrame(dict(title=['Olive oil', 'Say "cheese"', 'Tee, grün', "it's 5'"], category=['1>2', '3', '1>2', '4']))
 
@@ -88,12 +90,12 @@ def test_bad_cells_of_a_dataframe(column, value, says):
     kept = read(df, on_bad='drop')
     assert kept.index.tolist() == [10, 30]
     bad = catalog_report(kept).bad_rows
-    assert bad.row.tolist() == [20] and bad.column.tolist() == [column] and catalog_report(kept)['dropped'] == 1
+    assert bad.row.tolist() == [20] and bad.column.tolist() == [column] and catalog_report(kept).dropped == 1
 
 
 def test_a_row_with_two_bad_cells_counts_once():
     kept = read(pd.DataFrame(dict(title=['a', None], category=['x', ''])), on_bad='drop')
-    assert catalog_report(kept)['dropped'] == 1 and len(catalog_report(kept).bad_rows) == 2
+    assert catalog_report(kept).dropped == 1 and len(catalog_report(kept).bad_rows) == 2
 
 
 def test_numbers_become_text():
@@ -121,7 +123,7 @@ def test_nothing_usable_and_wrong_arguments():
 def test_repeats_are_counted_and_kept():
     df = read(pd.DataFrame(dict(title=list('aabbc'), category=list('xyzzz'))))
     report = catalog_report(df)
-    assert (len(df), report['repeated'], report['ambiguous']) == (5, 2, 1)
+    assert (len(df), report.repeated, report.ambiguous) == (5, 2, 1)
 
 
 def test_the_report_outlives_a_trip_to_parquet(tmp_path):
@@ -175,8 +177,8 @@ def test_synthetic_catalog_has_the_shape_of_the_challenge():
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    import bpv_fastai.catalog as module
-    monkeypatch.setattr(module, '_part_size', 7)
+    import bpv_fastai.data.catalog as module
+    monkeypatch.setattr(module, 'PART_SIZE', 7)
 
 
 def test_parts_make_the_same_table(tmp_path, small_parts):
@@ -199,4 +201,4 @@ def test_bad_rows_of_later_parts_have_their_own_numbers(tmp_path, small_parts):
     with pytest.raises(CatalogError, match="row 19, column 'title': empty. 3 cells or rows"): read_catalog(tmp_path/'bad.csv')
     df = read_catalog(tmp_path/'bad.csv', on_bad='drop', verbose=False)
     assert catalog_report(df).bad_rows.row.tolist() == [19, 27, 28] and len(df) == 27 and df.index.tolist() == list(range(27))
-    assert catalog_report(df)['dropped'] == 3
+    assert catalog_report(df).dropped == 3

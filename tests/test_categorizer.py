@@ -16,9 +16,16 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from bpv_fastai.catalog import CatalogError, synthetic_catalog
-from bpv_fastai.categorizer import Categorizer, CategorizerError, _checksum, _file_checksum
-from bpv_fastai.titles import CharVocab
+import bpv_fastai.use.predict
+from bpv_fastai.categorizer import Categorizer, OnnxCategorizer
+from bpv_fastai.data.errors import CatalogError, CategorizerError
+from bpv_fastai.data.samples import synthetic_catalog
+from bpv_fastai.data.titles import CategoryVocab, CharVocab
+from bpv_fastai.decide.decider import Decider
+from bpv_fastai.models.average import TitleEnsemble
+from bpv_fastai.models.network import TitleClassifier
+from bpv_fastai.models.ngrams import NgramBag, letter_ids
+from bpv_fastai.use.format import description_checksum, note_file
 
 data = Path(__file__).parent/'data'
 saved = data/'categorizer_v1'
@@ -35,14 +42,14 @@ def copy(tmp_path): return Path(shutil.copytree(saved, tmp_path/'copy'))
 def signed(path, **changes):
     "A description with other contents whose checksums are right, as someone who means harm would make it"
     found = json.loads((path/'categorizer.json').read_text()) | changes
-    found['checksum'] = _checksum({k: v for k, v in found.items() if k != 'checksum'})
+    found['checksum'] = description_checksum(found)
     (path/'categorizer.json').write_text(json.dumps(found))
     return path
 
 
 def weighed(path):
-    weights = path/'weights.safetensors'
-    return signed(path, weights=dict(bytes=weights.stat().st_size, sha256=_file_checksum(weights)))
+    noted = note_file(path/'weights.safetensors')
+    return signed(path, weights=dict(bytes=noted.bytes, sha256=noted.sha256))
 
 
 def test_what_format_1_promises(cat):
@@ -189,16 +196,16 @@ assert not any(m.split('.')[0] == 'fastai' for m, v in sys.modules.items() if v 
     assert not (tmp_path/'exploded').exists()
 
 
-def test_generators_are_read_in_chunks(cat):
-    seen, read = [], []
+def test_generators_are_read_in_chunks(cat, monkeypatch):
+    seen, read, encode = [], [], bpv_fastai.use.predict.encode_titles
     def titles():
         for i in range(350): seen.append(i); yield f'title {i}'
-    def label(*args):
+    def encode_and_note(*args, **kwargs):
         read.append(len(seen))
-        return Categorizer._label(cat, *args)
-    cat.chunk_size, cat._label = 100, label
-    try: assert cat.predict(titles(), progress=False)['title'].tolist() == [f'title {i}' for i in range(350)]
-    finally: del cat.chunk_size, cat._label
+        return encode(*args, **kwargs)
+    monkeypatch.setattr(cat, 'chunk_size', 100)
+    monkeypatch.setattr(bpv_fastai.use.predict, 'encode_titles', encode_and_note)
+    assert cat.predict(titles(), progress=False)['title'].tolist() == [f'title {i}' for i in range(350)]
     assert read == [100, 200, 300, 350]
 
 
@@ -213,7 +220,6 @@ def test_sources_of_titles(cat):
 
 
 def test_a_model_without_decisions(cat, tmp_path):
-    from bpv_fastai.decisions import Decider
     plain = Categorizer(cat.ensemble, cat.char_vocab, cat.vocab, Decider())
     again = Categorizer.load(plain.save(tmp_path/'plain'))
     assert not again.predict(['Tea'])['accepted'].any() and again.predict(['Tea'], min_confidence=0)['accepted'].all()
@@ -222,10 +228,6 @@ def test_a_model_without_decisions(cat, tmp_path):
 
 def test_many_characters(tmp_path):
     "More than 256 tokens need two bytes each"
-    from bpv_fastai.decisions import Decider
-    from bpv_fastai.members import TitleEnsemble
-    from bpv_fastai.pooling import TitleClassifier
-    from bpv_fastai.titles import CategoryVocab
     chars = CharVocab([chr(0x4e00 + i) for i in range(40_000 - 0x4e00)] + [chr(0x10000 + i) for i in range(30_000)])
     model = Categorizer(TitleEnsemble([TitleClassifier(len(chars), 3, nh=4)]), chars, CategoryVocab(['a', 'b\n"', 'ü']), Decider())
     again = Categorizer.load(model.save(tmp_path/'m'))
@@ -260,22 +262,21 @@ def test_hostile_descriptions(copy):
 def test_an_onnx_folder_inside_the_models_own_and_a_graph_that_is_none(copy):
     pytest.importorskip('onnxruntime', reason='the extra onnx')
     pytest.importorskip('onnx', reason='the extra onnx')
-    from bpv_fastai.onnx import OnnxCategorizer
     cat = Categorizer.load(copy)
     cat.to_onnx(copy)
     titles = synthetic_catalog(50, 12)['title']
     assert Categorizer.load(copy).checksum == cat.checksum and OnnxCategorizer(copy).predict(titles)['category'].tolist() == cat.predict(titles, precision='fp32')['category'].tolist()
     (copy/'network.onnx').write_bytes(b'no graph')
     found = json.loads((copy/'onnx.json').read_text())
-    found['files']['network.onnx'] = dict(bytes=8, sha256=_file_checksum(copy/'network.onnx'))
-    found['checksum'] = _checksum({k: v for k, v in found.items() if k != 'checksum'})
+    found['files']['network.onnx'] = dict(bytes=8, sha256=note_file(copy/'network.onnx').sha256)
+    found['checksum'] = description_checksum(found)
     (copy/'onnx.json').write_text(json.dumps(found))
     with pytest.raises(CategorizerError, match='no network that onnxruntime can run'): OnnxCategorizer(copy)
 
 
 def test_what_is_no_title_classifier_is_not_saved():
     from fastai.learner import Learner
-    from bpv_fastai.dataloaders import TitleDataLoaders
+    from bpv_fastai.train.loaders import TitleDataLoaders
     dls = TitleDataLoaders.from_df(synthetic_catalog(60, 3), bs=16, verbose=False)
     with pytest.raises(CategorizerError, match='TitleClassifier'): Categorizer.from_learner(Learner(dls, torch.nn.Linear(2, 2)))
 
@@ -289,3 +290,95 @@ def test_predicting_in_several_threads_at_once(cat):
         for df in pool.map(lambda _: cat.predict(titles, precision='fp32', progress=False), range(8)): assert df.equals(wanted)
         assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {before}
     assert torch.get_num_threads() == before
+
+
+def test_refusals_name_what_is_wrong(copy, tmp_path):
+    networks = json.loads((copy/'categorizer.json').read_text())['networks']
+    wide = [network | dict(nh=16_384) for network in networks]
+    for changes, problem in ((dict(version=2), 'pip install -U'), (dict(networks=wide), 'bytes; the sizes in categorizer.json ask for about'),
+                             (dict(networks=[]), 'networks'), (dict(format='else'), "its format is 'else'"), (dict(categories=['a', 'a']), 'distinct'),
+                             (dict(weights=7), 'weights'), (dict(max_len=-1), 'max_len'), (dict(shares=[.5, .6]), 'shares'), (dict(average='median'), 'average')):
+        forged = Path(shutil.copytree(copy, tmp_path/'forged'))
+        with pytest.raises(CategorizerError, match=problem): Categorizer.load(signed(forged, **changes))
+        shutil.rmtree(forged)
+    with pytest.raises(CategorizerError, match='there is no such folder'): Categorizer.load(tmp_path/'none')
+    with pytest.raises(CategorizerError, match='holds no categorizer'): Categorizer.load(tmp_path)
+    with pytest.raises(CategorizerError, match='this is a file') as refused: Categorizer.load(copy/'categorizer.json')
+    assert refused.value.path == copy/'categorizer.json' and refused.value.remedy
+    text = (copy/'categorizer.json').read_text()
+    (copy/'categorizer.json').write_text(text.replace('"max_len": 512', '"max_len": 511'))
+    with pytest.raises(CategorizerError, match='checksum does not match'): Categorizer.load(copy)
+    (copy/'categorizer.json').write_text(text)
+    weights = (copy/'weights.safetensors').read_bytes()
+    (copy/'weights.safetensors').write_bytes(weights[:-8])
+    with pytest.raises(CategorizerError, match='bytes; the sizes'): Categorizer.load(copy)
+    (copy/'weights.safetensors').write_bytes(weights[:-8] + bytes(8))
+    with pytest.raises(CategorizerError, match='checksum does not match'): Categorizer.load(copy)
+
+
+def test_refused_networks_are_not_saved(cat, tmp_path):
+    diverged = Categorizer.load(saved)
+    with torch.no_grad(): diverged.ensemble.members[0].encoder.emb.weight.fill_(float('nan'))
+    with pytest.raises(CategorizerError, match='nothing was saved'): diverged.save(tmp_path/'diverged')
+    own_cell = TitleClassifier(len(cat.char_vocab), len(cat.vocab), nh=4, cell=torch.nn.LSTM)
+    with pytest.raises(CategorizerError, match='custom cell'): Categorizer(TitleEnsemble([own_cell]), cat.char_vocab, cat.vocab, cat.decider).save(tmp_path/'own')
+    (tmp_path/'file').touch()
+    with pytest.raises(CategorizerError, match='this is a file'): cat.save(tmp_path/'file')
+    assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_every_kind_of_ensemble_runs_with_onnxruntime(cat, tmp_path):
+    pytest.importorskip('onnxruntime', reason='the extra onnx')
+    pytest.importorskip('onnx', reason='the extra onnx')
+    torch.manual_seed(0)
+    sizes, titles = (len(cat.char_vocab), len(cat.vocab)), synthetic_catalog(300, 12)['title']
+    bag = NgramBag(*sizes, letter_ids(cat.char_vocab.chars), n_rows=2**12, dim=8)
+    torch.nn.init.normal_(bag.linear.weight)
+    lstm, qrnn = cat.ensemble.members[0], TitleClassifier(*sizes, nh=16, cell='qrnn')
+    for name, ensemble in dict(pair=TitleEnsemble([lstm, qrnn], [False, True]), by_prob=TitleEnsemble([lstm, qrnn], [False, True], 'prob', [.7, .3]),
+                               bag=TitleEnsemble([lstm, bag]), only_bag=TitleEnsemble([bag])).items():
+        model = Categorizer(ensemble, cat.char_vocab, cat.vocab, cat.decider)
+        model.to_onnx(tmp_path/name, int8=name == 'only_bag')
+        wanted, found = model.predict(titles, precision='fp32'), OnnxCategorizer(tmp_path/name).predict(titles)
+        assert found['category'].tolist() == wanted['category'].tolist()
+        np.testing.assert_allclose(found['confidence'], wanted['confidence'], atol=1e-4)
+        with pytest.raises(CategorizerError, match='holds no network.int8.onnx'): OnnxCategorizer(tmp_path/name, int8=True)
+    with pytest.raises(CategorizerError, match='onnx.json is missing'): OnnxCategorizer(saved)
+    with pytest.raises(CategorizerError, match='categorizer.json is missing'): Categorizer.load(tmp_path/'pair')
+    with pytest.raises(ValueError, match='on the CPU'): OnnxCategorizer(tmp_path/'pair').predict(titles, device='cuda')
+    (tmp_path/'pair'/'network.onnx').write_bytes(b'no graph')
+    with pytest.raises(CategorizerError, match='changed or damaged'): OnnxCategorizer(tmp_path/'pair')
+
+
+def test_labelling_a_file_resumes_after_a_kill(cat, tmp_path):
+    "What a killed process has written is used, only by the same job, and the file is the one that a single run writes"
+    titles = synthetic_catalog(1_000, 12)['title'].tolist()
+    titles[3], titles[501] = 'two\tcolumns', ''
+    (tmp_path/'t.tsv').write_text('\n'.join(titles) + '\n')
+    code = f"""
+import os, signal
+import bpv_fastai.use.predict as p
+from bpv_fastai.categorizer import Categorizer
+cat, calls, encode = Categorizer.load({str(saved)!r}), [], p.encode_titles
+def encode_or_die(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 5: os.kill(os.getpid(), signal.SIGKILL)  # the first call asks for the columns
+    return encode(*args, **kwargs)
+p.encode_titles, cat.chunk_size = encode_or_die, 100
+cat.predict_file({str(tmp_path/'t.tsv')!r}, {str(tmp_path/'o.tsv')!r}, precision='fp32', progress=False)
+"""
+    killed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -9 and not (tmp_path/'o.tsv').exists() and len(list(tmp_path.glob('.o.tsv.*.parts/00*'))) == 3, killed.stderr
+    resumed = Categorizer.load(saved)
+    resumed.chunk_size = 100
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter('always')
+        assert resumed.predict_file(tmp_path/'t.tsv', tmp_path/'o.tsv', precision='fp32', progress=False) == 1_000
+    assert [str(w.message) for w in shown if 'no category for 1 of the rows labelled now' in str(w.message)]  # the other was labelled before the kill
+    assert {p.name for p in tmp_path.iterdir()} == {'t.tsv', 'o.tsv'}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        cat.predict_file(tmp_path/'t.tsv', tmp_path/'once.tsv', precision='fp32', progress=False)
+    assert (tmp_path/'o.tsv').read_bytes() == (tmp_path/'once.tsv').read_bytes()
+    lines = (tmp_path/'o.tsv').read_text().split('\n')
+    assert lines[3] == 'two columns\t' and lines[501] == '\t' and [line.split('\t')[0] for line in lines[4:8]] == titles[4:8]

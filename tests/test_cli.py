@@ -9,11 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from bpv_fastai import cli, ensemble
-from bpv_fastai.catalog import CatalogError, synthetic_catalog
+from bpv_fastai import ensemble
 from bpv_fastai.categorizer import Categorizer
-from bpv_fastai.dataloaders import TitleDataLoaders
-from bpv_fastai.label import bpv_predict
+from bpv_fastai.cli import train
+from bpv_fastai.cli.predict import bpv_predict
+from bpv_fastai.cli.train import TrainOptions, resumed_recipe
+from bpv_fastai.data.errors import CatalogError, ResumeError
+from bpv_fastai.data.samples import synthetic_catalog
+from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.recipe import Recipe
 
 saved = Path(__file__).parent/'data'/'categorizer_v1'
 
@@ -51,10 +55,10 @@ def test_stopped_while_it_is_judged_it_trains_nothing_anew(tmp_path, monkeypatch
     def stops(*args): raise KeyboardInterrupt
     threads, options = torch.get_num_threads(), dict(epochs=1, nh=8, bs=32, threads=1)
     try:
-        with monkeypatch.context() as m, pytest.raises(SystemExit): m.setattr(cli, 'linear_baseline', stops); cli.bpv_train('c.csv', **options)
+        with monkeypatch.context() as m, pytest.raises(SystemExit): m.setattr(train, 'linear_baseline', stops); train.bpv_train('c.csv', **options)
         assert 'linear_f1' not in json.loads((tmp_path/'model'/'report.json').read_text())
-        monkeypatch.setattr(ensemble, '_train_member', None)
-        cli.bpv_train('c.csv', **options)
+        monkeypatch.setattr(ensemble.TitleLearner, 'fit', None)
+        train.bpv_train('c.csv', **options)
     finally: torch.set_num_threads(threads)
     report = json.loads((tmp_path/'model'/'report.json').read_text())
     assert report['linear_f1'] > 0 and report['train_seconds'] >= sum(m['seconds'] for m in report['members']) and not (tmp_path/'model'/'models').exists()
@@ -137,7 +141,7 @@ def test_no_row_is_lost(tmp_path, monkeypatch):
 
 def test_parts_belong_to_one_model_one_source_and_one_process(tmp_path, monkeypatch):
     "A run that failed half-way is continued only by the same work; two at once are told apart"
-    from bpv_fastai.files import map_file
+    from bpv_fastai.use.predict import map_file
     monkeypatch.chdir(tmp_path)
     def labels(name, fail=None):
         def label(titles):
@@ -230,15 +234,25 @@ def test_help_names_every_option(tmp_path, command):
     assert all(f'--{o}' in shown for o in ('title', 'out', 'threads', 'debug')) and 'default' in shown
 
 
-def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, monkeypatch):
+def test_a_run_that_resumes_keeps_its_recipe(tmp_path, monkeypatch):
     "How fast the machine is now must not change what a stopped run had begun"
     dls = TitleDataLoaders.from_df(synthetic_catalog(400, 4), bs=32, verbose=False)
-    options = dict(cell=None, nh=None, epochs=None, lr=None, for_minutes=1., pairs=1, half=False, ngrams=True)
-    monkeypatch.setattr(cli, 'training_speed', lambda *args, **kwargs: 300.)
-    first = cli._chosen(dls, options, tmp_path)
-    monkeypatch.setattr(cli, 'training_speed', lambda *args, **kwargs: 30_000.)
-    assert cli._chosen(dls, options, tmp_path) == first
-    other = cli._chosen(dls, options | dict(for_minutes=2.), tmp_path)
-    assert other['nh'] >= first['nh'] and other != first
-    given = dict(cell='qrnn', nh=7, epochs=3, lr=.1)
-    assert cli._chosen(dls, options | given, tmp_path) == options | given | dict(drop_mult=1., bag_epochs=60)
+    options = TrainOptions(minutes=1.)
+    monkeypatch.setattr(train, 'training_speed', lambda *args, **kwargs: 300.)
+    first = resumed_recipe(dls, options, False, tmp_path)
+    monkeypatch.setattr(train, 'training_speed', lambda *args, **kwargs: 30_000.)
+    assert resumed_recipe(dls, options, False, tmp_path) == first
+    other = resumed_recipe(dls, TrainOptions(minutes=2.), False, tmp_path)
+    assert other.nh >= first.nh and other != first
+    given = resumed_recipe(dls, TrainOptions(minutes=1., cell='qrnn', nh=7, epochs=3, lr=.1), False, tmp_path)
+    assert given == Recipe(cell='qrnn', nh=7, drop_mult=1., epochs=3, bag_epochs=60, lr_max=.1, bs=128)
+
+
+def test_members_of_another_training_are_not_resumed(tmp_path):
+    dls = TitleDataLoaders.from_df(synthetic_catalog(400, 4), bs=32, verbose=False)
+    resumed_recipe(dls, TrainOptions(nh=8), False, tmp_path)
+    (tmp_path/'models'/'ensemble').mkdir()
+    assert resumed_recipe(dls, TrainOptions(nh=8, checkpoint=1., linear=False), False, tmp_path).nh == 8
+    with pytest.raises(ResumeError, match='members of another training'): resumed_recipe(dls, TrainOptions(nh=9), False, tmp_path)
+    (tmp_path/'models'/'recipe.json').write_text('{"of": "an older version"}')
+    with pytest.raises(ResumeError, match='members of another training'): resumed_recipe(dls, TrainOptions(nh=8), False, tmp_path)

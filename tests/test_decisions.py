@@ -1,13 +1,19 @@
 "Calibration, cutoffs and decisions against slow and obvious references."
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpv_fastai.calibration import ProbabilityCalibrator, brier_score, calibration_error, probability_steps
-from bpv_fastai.decisions import ExpectedF1, F1Cutoffs, coverage_curve, expected_f1, threshold_for
-from bpv_fastai.metrics import CategoryCounts, path_scores
-from bpv_fastai.probabilities import TopProbs, as_top_probs
+from bpv_fastai.decide.calibration import ProbabilityCalibrator, calibration_error, probability_steps
+from bpv_fastai.decide.coverage import coverage_curve, threshold_for
+from bpv_fastai.decide.decider import Decider, judge_decisions, label_table
+from bpv_fastai.decide.metrics import CategoryCounts
+from bpv_fastai.decide.probabilities import TopProbs, as_top_probs
+from bpv_fastai.decide.rules import ExpectedF1, F1Cutoffs, expected_f1, plot_f1_curve
+from bpv_fastai.decide.taxonomy import path_scores
 
 
 @st.composite
@@ -25,7 +31,7 @@ def problems(draw):
 
 
 def curve_by_hand(p):
-    "Algorithm 1 for one category: (F1, cutoff) after each title, the most probable first; a cutoff lets all of equal probability pass"
+    "Algorithm 1 for one category: (F1, cutoff) after each title; a cutoff lets all of equal probability pass"
     n, t, curve = p.sum(dtype=np.float64), 0., []
     p = sorted(p.tolist(), reverse=True)
     for i, q in enumerate(p, 1):
@@ -105,29 +111,37 @@ def test_calibration_never_falls_and_stays_a_probability(probs, seed):
     targs = np.random.default_rng(seed).integers(0, probs.shape[1], len(probs))
     calibrator = ProbabilityCalibrator().fit(probs, targs)
     p = np.linspace(0, 1, 2_001)
-    made = calibrator.transform(p[:, None])[:, 0]
-    assert (np.diff(made) >= -1e-9).all() and made.min() >= 0 and made.max() <= 1 and np.isfinite(made).all()
+    calibrated = calibrator.transform(p[:, None])[:, 0]
+    assert (np.diff(calibrated) >= -1e-9).all() and np.isfinite(calibrated).all()
+    assert calibrated.min() >= 0 and calibrated.max() <= 1
     steps = probability_steps(probs, targs)
     assert steps.claims.sum() == probs.size and steps.true.sum() == len(probs)
-    assert np.allclose(calibrator.transform(probs, renormalise=True).sum(1), 1, atol=1e-3) or (probs.sum(1) == 0).any()
+    sums = calibrator.transform(probs, renormalise=True).sum(1)
+    assert np.allclose(sums, 1, atol=1e-3) or (probs.sum(1) == 0).any()
 
 
-def test_calibration_mends_what_was_bent():
+def brier_score(probs, targs):
+    return ((probs - np.eye(probs.shape[1])[targs])**2).sum(1).mean()
+
+
+def test_calibration_corrects_distorted_probabilities():
     rng = np.random.default_rng(0)
-    honest = rng.dirichlet(np.full(40, .05), 40_000)
-    targs = (honest.cumsum(1) > rng.random((40_000, 1))).argmax(1)
+    exact = rng.dirichlet(np.full(40, .05), 40_000)
+    targs = (exact.cumsum(1) > rng.random((40_000, 1))).argmax(1)
     for power in (.6, 1.7):
-        bent = honest**power / (honest**power).sum(1, keepdims=True)
-        made = ProbabilityCalibrator().fit(bent[:20_000], targs[:20_000]).transform(bent[20_000:])
-        raw, mended = (calibration_error(p.max(1), p.argmax(1) == targs[20_000:]) for p in (bent[20_000:], made))
-        assert mended < .5 * raw and brier_score(made, targs[20_000:]) < brier_score(bent[20_000:], targs[20_000:])
+        distorted = exact**power / (exact**power).sum(1, keepdims=True)
+        raw, judged = distorted[20_000:], targs[20_000:]
+        calibrated = ProbabilityCalibrator().fit(distorted[:20_000], targs[:20_000]).transform(raw)
+        before, after = (calibration_error(p.max(1), p.argmax(1) == judged) for p in (raw, calibrated))
+        assert after < .5 * before and brier_score(calibrated, judged) < brier_score(raw, judged)
 
 
 def test_calibrated_sums_of_the_compact_form():
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.full(200, .05), 2_000)
     calibrator = ProbabilityCalibrator().fit(probs, rng.integers(0, 200, 2_000))
-    assert np.allclose(calibrator.transform(TopProbs.gather([probs], 24)).totals, calibrator.transform(probs).sum(0), atol=1e-6)
+    compact = calibrator.transform(TopProbs.gather([probs], 24))
+    assert np.allclose(compact.totals, calibrator.transform(probs).sum(0), atol=1e-6)
 
 
 def test_cutoffs_and_expected_f1_raise_weighted_f1():
@@ -135,9 +149,9 @@ def test_cutoffs_and_expected_f1_raise_weighted_f1():
     share = 1 / np.arange(1, 101)
     probs = rng.dirichlet(5 * share / share.sum(), 20_000)
     targs = (probs.cumsum(1) > rng.random((20_000, 1))).argmax(1)
-    half = slice(0, 10_000), slice(10_000, None)
-    def f1(preds, t): return CategoryCounts(100).add(t, preds).averages()['f1']
-    best, cut, direct = (f1(r(probs[half[1]]), targs[half[1]]) for r in (lambda p: p.argmax(1), F1Cutoffs.fit(probs[half[0]]).predict, ExpectedF1.fit(probs[half[0]]).predict))
+    fit_on, judged = probs[:10_000], probs[10_000:]
+    predictions = judged.argmax(1), F1Cutoffs.fit(fit_on).predict(judged), ExpectedF1.fit(fit_on).predict(judged)
+    best, cut, direct = (CategoryCounts(100).add(targs[10_000:], p).averages()['f1'] for p in predictions)
     assert cut > best and direct > best
 
 
@@ -149,7 +163,8 @@ def test_threshold_holds_what_it_promises():
         correct = rng.random(5_000) < confidence
         t = threshold_for(confidence, correct, .9)
         kept.append(t)
-    assert np.mean((1 + np.array(kept)) / 2 >= .9) >= .95 and np.median(kept) < .9  # the true precision of uniform confidences from t up is (1+t)/2
+    # the true precision of uniform confidences from t up is (1+t)/2
+    assert np.mean((1 + np.array(kept)) / 2 >= .9) >= .95 and np.median(kept) < .9
 
 
 def test_coverage_by_hand():
@@ -164,14 +179,15 @@ def test_path_scores_by_sets():
     sets = lambda p: {tuple(p.split('>')[:i + 1]) for i in range(len(p.split('>')))}
     hits = sum(len(sets(t) & sets(p)) for t, p in zip(targs, preds))
     scores = path_scores(targs, preds).loc['all']
-    assert scores.precision == pytest.approx(hits / sum(len(sets(p)) for p in preds)) and scores.recall == pytest.approx(hits / sum(len(sets(t)) for t in targs))
+    assert scores.precision == pytest.approx(hits / sum(len(sets(p)) for p in preds))
+    assert scores.recall == pytest.approx(hits / sum(len(sets(t)) for t in targs))
     assert path_scores(['a/b'], ['a/c'], sep='/').accuracy.tolist() == [1, 0, 0]
 
 
 @given(problems())
 @settings(max_examples=200, deadline=None)
 def test_rarest_is_the_original_rule(probs):
-    "Everything below its category's cutoff is struck out; the largest that is left wins; where nothing is left, the rarest category"
+    "What lies below its category's cutoff is struck out; the largest left wins, or else the rarest category"
     n, c = probs.shape
     expected = probs.sum(0, dtype=np.float64)
     struck = np.zeros((n, c))
@@ -184,16 +200,16 @@ def test_rarest_is_the_original_rule(probs):
             struck[:, j] = np.where(probs[:, j] >= cutoff, probs[:, j], 0)
     plain = [int(row.argmax()) if row.max() > 0 else int(expected.argmin()) for row in struck]
     got = F1Cutoffs.fit_predict(probs, 'rarest')
-    for row, a, b in zip(struck, plain, got): assert a == b or (row[a] == row[b] and row.max() > 0) or np.isclose(expected[a], expected[b])
+    for row, a, b in zip(struck, plain, got):
+        assert a == b or (row[a] == row[b] and row.max() > 0) or np.isclose(expected[a], expected[b])
 
 
 def test_random_labels_bring_no_gain():
-    from bpv_fastai.callbacks import judge_decisions
     rng = np.random.default_rng(0)
     share = 1 / np.arange(1, 51)
     probs = rng.dirichlet(5 * share / share.sum(), 10_000)
     targs = rng.permutation((probs.cumsum(1) > rng.random((10_000, 1))).argmax(1))
-    f1 = judge_decisions([(as_top_probs(probs[:5_000]), targs[:5_000]), (as_top_probs(probs[5_000:]), targs[5_000:])]).f1
+    f1 = judge_decisions([(as_top_probs(probs[half]), targs[half]) for half in (slice(5_000), slice(5_000, None))]).f1
     base = f1[('best wins', 'raw')]
     chance = ((np.bincount(targs) / len(targs))**2).sum()
     assert f1.max() < max(base, chance) + .01
@@ -207,3 +223,92 @@ def test_compact_form_where_much_is_left_out():
     full, short = F1Cutoffs.fit(as_top_probs(probs, 200)), F1Cutoffs.fit(top)
     for j, (a, b) in enumerate(zip(full.cutoffs, short.cutoffs)):
         if max(f for f, _ in curve_by_hand(probs[:, j])) >= 2 * top.bound: assert a == b
+
+
+def test_refusals():
+    probs = np.array([[.7, .3], [.4, .6]])
+    for wrong, why in ((probs * 9, 'logits'), (probs * np.nan, 'NaN'), (probs[0], r'\(titles, categories\)')):
+        with pytest.raises(ValueError, match=why): as_top_probs(wrong)
+    with pytest.raises(ValueError, match='no probabilities'): TopProbs.gather([])
+    with pytest.raises(ValueError, match='same shape'): TopProbs(probs, np.zeros((2, 1)), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="'argmax', 'rarest' or 'abstain'"): F1Cutoffs.fit(probs, fallback='guess')
+    with pytest.raises(ValueError, match='category 5'): plot_f1_curve(probs, 5)
+    with pytest.raises(ValueError, match='2 titles'): probability_steps(probs, [0])
+    with pytest.raises(ValueError, match=r'fit\(probs, targs\)'): ProbabilityCalibrator().plot()
+    with pytest.raises(ValueError, match='rise from 0 to 1'): ProbabilityCalibrator(knots=(.1, 1))
+    with pytest.raises(ValueError, match='between 0 and 1'): threshold_for(probs[:, 0], [True, False], precision=1)
+    with pytest.raises(ValueError, match='the same length'): path_scores(['a'], [])
+    assert threshold_for(np.array([]), np.array([])) == np.inf
+
+
+def test_calibration_of_a_compact_form_that_does_not_suffice():
+    calibrator = ProbabilityCalibrator()
+    short = TopProbs.gather([np.full((5, 9), 1 / 9)], k=8)
+    with pytest.raises(ValueError, match='larger k'): calibrator.transform(short)
+    top = as_top_probs(np.eye(3))
+    with pytest.raises(ValueError, match='full matrix'): calibrator.transform(top, renormalise=True)
+    with pytest.raises(ValueError, match='calibrated already'): calibrator.transform(calibrator.transform(top))
+
+
+def fitted(rule=None):
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.full(30, .05), 600)
+    targs = (probs.cumsum(1) > rng.random((600, 1))).argmax(1)
+    decider = Decider.fit([(as_top_probs(probs[half]), targs[half]) for half in (slice(300), slice(300, None))], .9)
+    return probs, Decider(decider.calibrator, rule or decider.rule, decider.thresholds)
+
+
+def test_deciders_come_back_from_json():
+    probs, _ = fitted()
+    for rule in (None, ExpectedF1(np.ones(30), np.zeros(30), F1Cutoffs.fit(probs, 'rarest'))):
+        _, decider = fitted(rule)
+        decider.thresholds = dict(f1=np.inf, best=.9)
+        same = Decider.from_dict(json.loads(json.dumps(decider.to_dict(), allow_nan=False)), 30)
+        assert same.thresholds == decider.thresholds and same.k == decider.k
+        for kind in Decider.rules:
+            for a, b in zip(decider.decide(probs, kind), same.decide(probs, kind)): assert np.array_equal(a, b)
+
+
+wrong_decisions = [
+    dict(k=True), dict(k=19), dict(k=10**9), dict(k='32'), dict(knots=[0., 1.]), dict(knots=[0.]), dict(knots=None),
+    dict(knots=[.1 * i for i in range(10)]), dict(slope=[1.]), dict(slope=[None] * 30),
+    dict(offset=[float('nan')] * 30), dict(offset=[1e30] * 30), dict(offset=[10**400] * 30),
+    dict(ratios='many'), dict(ratios=[True] * 10),
+    dict(fallback='none'), dict(fallback=None), dict(totals=None), dict(cutoffs=[1.]), dict(cutoffs='x'),
+    dict(thresholds={}), dict(thresholds=dict(f1=1, best='x')), dict(thresholds=dict(f1=1, best=1, worst=1))]
+
+
+@pytest.mark.parametrize('change', wrong_decisions)
+def test_decisions_of_another_form_are_refused(change):
+    probs, decider = fitted(ExpectedF1(np.ones(30), np.zeros(30), F1Cutoffs(np.full(30, .5), np.ones(30))))
+    saved = decider.to_dict()
+    with pytest.raises(ValueError): Decider.from_dict(saved | change, 30)
+    with pytest.raises(ValueError): Decider.from_dict(saved, 31)
+    for wrong in ([], None, 'x', {name: value for name, value in saved.items() if name != 'k'}):
+        with pytest.raises(ValueError): Decider.from_dict(wrong, 30)
+
+
+def test_the_table_of_labels():
+    probs, decider = fitted()
+    vocab, n = [f'c{i}' for i in range(30)], 50
+    reasons = ['' if i % 5 else 'missing' for i in range(n)]
+    labelled = np.flatnonzero([not reason for reason in reasons])
+    top = as_top_probs(probs[labelled])
+    index = pd.RangeIndex(100, 100 + n)
+    table = label_table(range(n), top, decider, vocab, top_k=40, reasons=reasons, index=index)
+    ids, confidence, accepted = decider.decide(probs[labelled])
+    assert table.index.equals(index) and table.shape == (n, 4 + 2 * 30 + 1)
+    assert table.category.iloc[labelled].tolist() == [vocab[i] for i in ids]
+    assert np.array_equal(table.confidence.iloc[labelled], confidence.astype(np.float32))
+    assert table.accepted.iloc[labelled].tolist() == accepted.tolist()
+    none = table[table.reason != '']
+    assert len(none) == 10 and none.category.isna().all() and none.confidence.isna().all() and not none.accepted.any()
+    shown = table[[f'probability_{j}' for j in range(1, 31)]].iloc[labelled].to_numpy()
+    assert (np.diff(shown, axis=1) <= 0).all()
+    assert np.array_equal(shown, np.sort(decider.calibrator.transform(probs[labelled]), 1)[:, ::-1].astype(np.float32))
+    assert 'category_1' not in label_table(range(len(top)), top, decider, vocab)
+    assert len(label_table([], top[:0], decider, vocab)) == len(label_table([], top[:0], Decider(), vocab)) == 0
+    best = label_table(range(len(top)), top, decider, vocab, rule='best', min_confidence=.5)
+    assert best.accepted.equals(best.confidence >= .5)
+    for rule in ('f1', 'lucky'):
+        with pytest.raises(ValueError): label_table(range(len(top)), top, Decider(), vocab, rule=rule)

@@ -1,15 +1,17 @@
-"The LSTM in bfloat16, beside PyTorch's own in float32"
+"The LSTM in bfloat16, compared with PyTorch's own in float32"
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bpv_fastai.encoder import TitleEncoder
-from bpv_fastai.lstm import _Layer, bf16_lstm, bits_dropout
+from bpv_fastai.models import network
+from bpv_fastai.models.lstm import _Layer, bf16_lstm, bits_dropout
+from bpv_fastai.models.network import TitleEncoder
 
 
-def relative(a, b): return float((a - b).norm() / b.norm().clamp(min=1e-9))
+def relative(a, b):
+    return float((a - b).norm() / b.norm().clamp(min=1e-9))
 
 
 @settings(max_examples=30, deadline=None)
@@ -17,12 +19,19 @@ def relative(a, b): return float((a - b).norm() / b.norm().clamp(min=1e-9))
 def test_layer_is_exact_in_float64(bs, longest, width, nh, seed):
     torch.manual_seed(seed)
     rnn, x = nn.LSTM(width, nh, batch_first=True).double(), torch.randn(bs, longest, width, dtype=torch.float64)
-    up, found = torch.randn(bs, longest, nh, dtype=torch.float64), []
-    for states in (lambda x: rnn(x)[0], lambda x: _Layer.apply(x.transpose(0, 1), rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0 + rnn.bias_hh_l0).transpose(0, 1)):
+    upstream = torch.randn(bs, longest, nh, dtype=torch.float64)
+
+    def by_hand(x):
+        bias = rnn.bias_ih_l0 + rnn.bias_hh_l0
+        return _Layer.apply(x.transpose(0, 1), rnn.weight_ih_l0, rnn.weight_hh_l0, bias).transpose(0, 1)
+
+    def with_gradients(forward):
         x_in = x.clone().requires_grad_()
-        out = states(x_in)
-        found.append([out, *torch.autograd.grad(out, [x_in, *rnn.parameters()], up)])
-    for a, b in zip(*found): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+        states = forward(x_in)
+        return [states, *torch.autograd.grad(states, [x_in, *rnn.parameters()], upstream)]
+
+    for a, b in zip(with_gradients(by_hand), with_gradients(lambda x: rnn(x)[0])):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
 def test_a_second_backward_is_refused():
@@ -44,8 +53,7 @@ def test_repeats_bit_for_bit_with_a_seed():
 
 
 def test_learns_as_nn_lstm_does(monkeypatch):
-    "The same steps of SGD, once through each, end near each other"
-    import bpv_fastai.encoder as encoder_module
+    "The same steps of SGD through either implementation end near each other"
     torch.manual_seed(1)
     x, y = torch.randint(1, 40, (32, 12)), torch.randint(0, 5, (32,))
     def trained():
@@ -56,16 +64,21 @@ def test_learns_as_nn_lstm_does(monkeypatch):
         for _ in range(40):
             with torch.autocast('cpu', torch.bfloat16): states = net(x)[0]
             loss = nn.functional.cross_entropy(head(states.float().amax(1)), y)
-            opt.zero_grad(); loss.backward(); opt.step()
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
         return loss.item(), net.rnn.weight_hh_l0.detach() - first
-    (loss, w), called = trained(), []  # how far the weights have come
-    monkeypatch.setattr(encoder_module, 'bf16_lstm', lambda rnn, x: called.append(1) or rnn(x)[0])
-    loss_torch, w_torch = trained()
-    assert len(called) == 40 and abs(loss - loss_torch) < .05 and relative(w, w_torch) < .15 and loss < 1.5
+    loss, moved = trained()  # how far the weights have moved
+    calls = []
+    monkeypatch.setattr(network, 'bf16_lstm', lambda rnn, x: calls.append(1) or rnn(x)[0])
+    loss_torch, moved_torch = trained()
+    assert len(calls) == 40 and loss < 1.5
+    assert abs(loss - loss_torch) < .05 and relative(moved, moved_torch) < .15
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.floats(0, .99), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+@given(st.floats(0, .99), st.lists(st.integers(1, 9), min_size=1, max_size=4),
+       st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
 def test_dropout_keeps_or_drops(p, shape, dtype):
     dropped = bits_dropout(torch.ones(shape, dtype=dtype), p)
     assert dropped.shape == tuple(shape) and dropped.dtype == dtype
@@ -76,3 +89,16 @@ def test_dropout_keeps_or_drops(p, shape, dtype):
 def test_dropout_drops_its_share():
     torch.manual_seed(0)
     for p in (.1, .35, .9): assert abs(float((bits_dropout(torch.ones(100_000), p) == 0).float().mean()) - p) < .01
+
+
+@pytest.mark.parametrize('p', [1., -.1, 2.])
+def test_dropout_of_everything_is_refused(p):
+    with pytest.raises(ValueError, match='below 1'): bits_dropout(torch.ones(3), p)
+
+
+@pytest.mark.parametrize('rnn', [
+    nn.GRU(20, 48, batch_first=True),
+    nn.LSTM(20, 48, batch_first=True, bidirectional=True)])
+def test_other_layers_are_refused(rnn):
+    with pytest.raises(TypeError, match='not an nn.LSTM with batch_first and bias in one direction'):
+        bf16_lstm(rnn, torch.randn(6, 15, 20))

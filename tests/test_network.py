@@ -1,15 +1,16 @@
-"Views, classifier and encoder against loops; a title's logits alone and in any batch."
+"Views, recurrent layers and classifier against loops; a title's logits alone and in any batch."
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpv_fastai.catalog import synthetic_catalog
-from bpv_fastai.dataloaders import TitleDataLoaders
+from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.learner import bpv_learner
-from bpv_fastai.pooling import PoolingLinearClassifier, TitleClassifier, pool_views, view_functions
-from bpv_fastai.qrnn import QRNN
+from bpv_fastai.models.network import TitleClassifier, TitleEncoder
+from bpv_fastai.models.pooling import PoolingLinearClassifier, check_views, pool_views, view_functions
+from bpv_fastai.models.qrnn import QRNN
+from bpv_fastai.train.loaders import TitleDataLoaders
 
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -19,15 +20,18 @@ def slow_views(output, mask, names):
     rows = []
     for states, padding in zip(output.double(), mask):
         own = [s for s, p in zip(states, padding) if not p]
-        if not own: rows.append(torch.zeros(len(names) * output.shape[2], dtype=torch.float64)); continue
+        if not own:
+            rows.append(torch.zeros(len(names) * output.shape[2], dtype=torch.float64))
+            continue
         own = torch.stack(own)
-        made = dict(last=own[-1], avg=own.mean(0), max=own.max(0)[0], min=own.min(0)[0])
-        rows.append(torch.cat([made[n] for n in names]))
+        views = dict(last=own[-1], avg=own.mean(0), max=own.max(0)[0], min=own.min(0)[0])
+        rows.append(torch.cat([views[n] for n in names]))
     return torch.stack(rows)
 
 
 @given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 5), st.sampled_from(['behind', 'before', 'anywhere']),
-       st.lists(st.sampled_from(list(view_functions)), min_size=1, max_size=5), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 99))
+       st.lists(st.sampled_from(list(view_functions)), min_size=1, max_size=5),
+       st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(0, 99))
 @settings(max_examples=300, deadline=None)
 def test_views_equal_a_loop(bs, longest, nh, where, names, dtype, seed):
     gen = torch.Generator().manual_seed(seed)
@@ -89,20 +93,43 @@ def test_head_takes_fastai_arguments():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 7), st.integers(1, 12), st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(0, 1000))
+@given(st.integers(1, 7), st.integers(1, 12), st.integers(1, 5), st.integers(1, 9), st.integers(1, 3),
+       st.integers(0, 1000))
 def test_qrnn_is_its_formula_written_out(bs, longest, width, nh, n_layers, seed):
     torch.manual_seed(seed)
-    rnn, x = QRNN(width, nh, n_layers).double(), torch.randn(bs, longest, width, dtype=torch.float64, requires_grad=True)
+    rnn = QRNN(width, nh, n_layers).double()
+    x = torch.randn(bs, longest, width, dtype=torch.float64, requires_grad=True)
+
     def slow():
         states = x
         for layer in rnn.layers:
-            c, before, shown = 0., torch.zeros_like(states[:, 0]), []
+            c, before, outputs = 0., torch.zeros_like(states[:, 0]), []
             for now in states.unbind(1):
                 z, f, o = (torch.cat([before, now], 1) @ layer.weight.T + layer.bias).chunk(3, 1)
-                c, before = f.sigmoid() * c + (1 - f.sigmoid()) * z.tanh(), now
-                shown.append(o.sigmoid() * c)
-            states = torch.stack(shown, 1)
+                c = f.sigmoid() * c + (1 - f.sigmoid()) * z.tanh()
+                before = now
+                outputs.append(o.sigmoid() * c)
+            states = torch.stack(outputs, 1)
         return states
-    up = torch.randn(bs, longest, nh, dtype=torch.float64)
-    found, wanted = ([states, *torch.autograd.grad(states, [x, *rnn.parameters()], up)] for states in (rnn(x)[0], slow()))
-    for a, b in zip(found, wanted): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+    upstream = torch.randn(bs, longest, nh, dtype=torch.float64)
+    actual, expected = ([states, *torch.autograd.grad(states, [x, *rnn.parameters()], upstream)]
+                        for states in (rnn(x)[0], slow()))
+    for a, b in zip(actual, expected): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize('names', ['last', (), ('mean',), ('last', 'median')])
+def test_what_is_no_view_is_refused(names):
+    with pytest.raises(ValueError, match='one of last, avg, max, min'): check_views(names)
+    with pytest.raises(ValueError, match='one of last, avg, max, min'):
+        pool_views(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.bool), names)
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda: PoolingLinearClassifier([3 * 64, 10], [.35, .1]), '1 layers, but there are 2 dropouts'),
+    (lambda: PoolingLinearClassifier([3 * 64 + 1, 10], [.35]), '4 views'),
+    (lambda: TitleEncoder(40, cell='gru'), 'lstm, qrnn'),
+    (lambda: TitleClassifier(128, 10, drop_mult=3), 'drop_mult 3'),
+    (lambda: QRNN(20, 48, batch_first=False), 'batch_first')])
+def test_sizes_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(ValueError, match=message): make()

@@ -6,17 +6,21 @@ import matplotlib
 import pytest
 
 import bpv_fastai.all
-from bpv_fastai.catalog import usda_foods
+from bpv_fastai.data.samples import usda_foods
 
-notebook = Path(__file__).parent.parent/'nbs'/'90_quickstart.ipynb'
+notebook = Path(__file__).parent.parent/'nbs'/'tutorials'/'10_quickstart.ipynb'
 
 
 @pytest.mark.filterwarnings('ignore')
 def test_every_cell_runs(monkeypatch, tmp_path):
     matplotlib.use('Agg')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bpv_fastai.all, 'usda_foods', lambda: usda_foods().sample(3_000, random_state=0).reset_index(drop=True))
+    sample = usda_foods().sample(12_000, random_state=0).reset_index(drop=True)
+    monkeypatch.setattr(bpv_fastai.all, 'usda_foods', lambda: sample)
     names = {}
-    code = [''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
-    for source in code: exec(source.replace('nh=128', 'nh=16'), names)
-    assert sum('slow' in s for s in code) > 5 and names['learn'].dls.c > 50 and 0 < names['ours']['f1'] < 1
+    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
+    code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
+    assert any('nh=64' in source for source in code)
+    for source in code: exec(source.replace('nh=64', 'nh=16').replace('epochs=5', 'epochs=1'), names)
+    assert sum('slow' in source for source in code) > 5 and names['learn'].dls.c > 50
+    assert 0 < names['linear_f1'] < 1 and names['cat'].vocab == names['dls'].vocab

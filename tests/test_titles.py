@@ -1,4 +1,5 @@
 "Vocabularies, encoding, batches and their order, against slow and obvious references."
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpv_fastai.catalog import CatalogError, synthetic_catalog
-from bpv_fastai.dataloaders import TitleDataLoaders, TitleDataset, TitleDL
-from bpv_fastai.sampler import SortishSampler, padding_waste, sorted_order, sortish_order
-from bpv_fastai.titles import CategoryVocab, CharVocab, decode_tokens, encode_titles, load_titles, save_titles
+from bpv_fastai.data.errors import CatalogError
+from bpv_fastai.data.sampler import SortishSampler, length_batches, padding_waste, sorted_order, sortish_order
+from bpv_fastai.data.samples import synthetic_catalog
+from bpv_fastai.data.titles import CategoryVocab, CharVocab, decode_tokens, encode_titles, load_titles, save_titles
+from bpv_fastai.train.loaders import TitleDataLoaders, TitleDataset, TitleDL
 
 any_text = st.text(st.characters(), max_size=40)  # surrogates included
 
@@ -30,11 +32,11 @@ def test_char_vocab_counts_like_a_counter(titles, min_freq):
 def test_encoding_is_a_lookup_by_character(titles, max_len):
     vocab = CharVocab.fit(titles[:len(titles) // 2], 1)
     ids = {c: i for i, c in enumerate(vocab.itos) if i > 3}
-    import warnings
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         encoded = encode_titles(titles, vocab, max_len)
-    assert [list(encoded[i]) for i in range(len(titles))] == [[1, *[ids.get(c, 3) for c in t[:max_len]], 2] for t in titles]
+    expected = [[1, *[ids.get(c, 3) for c in t[:max_len]], 2] for t in titles]
+    assert [list(encoded[i]) for i in range(len(titles))] == expected
     assert encoded.decode() == [''.join(c if c in ids else '\ufffd' for c in t[:max_len]) for t in titles]
     assert encoded.n_cut == sum(len(t) > max_len for t in titles)
 
@@ -82,7 +84,8 @@ def test_sortish_order(lengths, bs, window, seed):
     if len(lengths) > 8 * bs > 8: assert len({frozenset(map(frozenset, e)) for e in epochs}) > 1
 
 
-@given(st.lists(st.integers(2, 60), min_size=1, max_size=300).map(np.array), st.integers(1, 9), st.integers(1, 5), st.integers(2, 5))
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=300).map(np.array), st.integers(1, 9), st.integers(1, 5),
+       st.integers(2, 5))
 @settings(max_examples=200, deadline=None)
 def test_processes_share_an_epoch(lengths, bs, window, world_size):
     shares = [list(SortishSampler(lengths, bs, window, 1, world_size, r)) for r in range(world_size)]
@@ -93,7 +96,7 @@ def test_processes_share_an_epoch(lengths, bs, window, world_size):
 
 
 def test_a_window_is_sorted_by_brute_force():
-    "Every full batch is a run of its window, sorted: the windows are found again from the shuffle"
+    "Every full batch is a run of its sorted window; the windows are computed again from the shuffle"
     lengths = np.random.default_rng(0).integers(2, 60, 997)
     order = sortish_order(lengths, 10, 5, np.random.default_rng(3))
     shuffled = np.random.default_rng(3).permutation(997)
@@ -116,14 +119,16 @@ def test_a_batch_is_what_a_loop_would_make(backwards):
     df = synthetic_catalog(500, 7)
     vocab, categories = CharVocab.fit(df.title), CategoryVocab.fit(df.category)
     encoded = encode_titles(df.title, vocab)
-    dl = TitleDL(TitleDataset(encoded, categories, categories.encode(df.category)), bs=64, shuffle=True, backwards=backwards)
+    dset = TitleDataset(encoded, categories, categories.encode(df.category))
+    dl = TitleDL(dset, bs=64, shuffle=True, backwards=backwards)
     idxs = np.random.default_rng(0).permutation(500)[:33]
     x, y = dl.batch(idxs)
     rows = [list(encoded[i])[::-1] if backwards else list(encoded[i]) for i in idxs]
     longest = max(map(len, rows))
     assert x.tolist() == [[int(o) for o in r] + [0] * (longest - len(r)) for r in rows]
     assert categories.decode(y.tolist()) == df.category[idxs].tolist()
-    assert [t for t, _ in dl.decode_batch((x, y), 33)] == decode_tokens(vocab, dl.new(backwards=False).batch(idxs)[0].numpy())
+    forward = dl.new(backwards=False).batch(idxs)[0].numpy()
+    assert [t for t, _ in dl.decode_batch((x, y), 33)] == decode_tokens(vocab, forward)
 
 
 def test_order_of_predictions_is_the_order_of_input():
@@ -140,15 +145,38 @@ def test_what_a_data_loader_refuses():
     for bad in ([None], ['a', b'x'], [float('nan')], [['a']]):
         with pytest.raises(CatalogError, match='title '): dls.test_dl(bad)
     with pytest.raises(TypeError, match='one string'): encode_titles('a title', dls.char_vocab)
-    with pytest.raises(CatalogError, match="category new .row 0. is not among"): dls.test_dl(pd.DataFrame(dict(title=['a'], category=['new'])), with_labels=True)
+    new = pd.DataFrame(dict(title=['a'], category=['new']))
+    with pytest.raises(CatalogError, match="category new .row 0. is not among"): dls.test_dl(new, with_labels=True)
     with pytest.raises(CatalogError, match="no column 'title'"): dls.test_dl(pd.DataFrame(dict(name=['a'])))
 
 
 def test_categories_of_every_kind_of_column():
-    "Text is looked up once for each name, the rest one by one; both give the same"
+    "Text is looked up once for each name, other columns value by value; both give the same"
     names = ['b', 'a', 'c', 'a', 'b', 'a']
-    for column in (names, pd.Series(names), pd.Series(names, dtype=object), pd.Series(names, dtype='category'), pd.Series(names, index=[9] * 6)):
+    columns = [pd.Series(names, dtype=dtype) for dtype in (None, object, 'category')]
+    for column in (names, *columns, pd.Series(names, index=[9] * 6)):
         vocab = CategoryVocab.fit(column)
         assert vocab.entries == ['a', 'b', 'c'] and vocab.encode(column).tolist() == [1, 0, 2, 0, 1, 0]
     assert CategoryVocab.fit(pd.Series(names, dtype='category')[:2]).entries == ['a', 'b']
-    assert vocab.encode(pd.Series(['a', None, 'z'])).tolist() == [0, -1, -1] and vocab.encode(pd.Series([], dtype='str')).tolist() == []
+    assert vocab.encode(pd.Series(['a', None, 'z'])).tolist() == [0, -1, -1]
+    assert vocab.encode(pd.Series([], dtype='str')).tolist() == []
+
+
+def test_length_batches_hold_each_title_once_and_bound_the_cells():
+    lengths = np.random.default_rng(0).integers(2, 600, 999)
+    batches = list(length_batches(lengths, 16, 2_000))
+    assert np.concatenate(batches).tolist() == sorted_order(lengths).tolist()
+    assert all(len(b) <= 16 and (len(b) == 1 or len(b) * lengths[b].max() <= 2_000) for b in batches)
+    assert list(length_batches(lengths[:0], 16)) == []
+
+
+@pytest.mark.parametrize('make, exception, message', [
+    (lambda: CharVocab('aba'), ValueError, 'distinct'),
+    (lambda: CategoryVocab(['a', 'a']), ValueError, 'distinct'),
+    (lambda: encode_titles(['a', 'b'], CharVocab('ab'))[2], IndexError, 'title 2 of 2'),
+    (lambda: load_titles('no_such_file.npz'), CatalogError, 'no_such_file.npz: there is no such file'),
+    (lambda: sortish_order([1, 2], bs=0), ValueError, 'at least 1'),
+    (lambda: SortishSampler([1, 2], 10, rank=2, world_size=2), ValueError, 'rank 2'),
+    (lambda: SortishSampler([1, 2], 10, world_size=2), ValueError, 'same seed')])
+def test_what_titles_and_sampler_refuse(make, exception, message):
+    with pytest.raises(exception, match=message): make()

@@ -1,7 +1,9 @@
 "The real catalog, as the notebooks describe it."
 import pytest
 
-from bpv_fastai.catalog import CatalogError, catalog_report, usda_foods
+from bpv_fastai.data.catalog import catalog_report
+from bpv_fastai.data.errors import CatalogError
+from bpv_fastai.data.samples import usda_foods
 
 
 def test_the_real_catalog():
@@ -11,7 +13,7 @@ def test_the_real_catalog():
     assert once.title.is_unique and set(once.title) == set(df.title)
     most = df[df.title == df.title.value_counts().index[0]].category.value_counts()
     assert once.set_index('title').category[df.title.value_counts().index[0]] in most[most == most.max()].index
-    assert catalog_report(once)['source'] == 'USDA foods'
+    assert catalog_report(once).source == 'USDA foods'
 
 
 def test_without_the_package(monkeypatch):

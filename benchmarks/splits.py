@@ -1,0 +1,63 @@
+"Titles of the benchmarks: splits of USDA titles, loaders over them, and the judge on the test titles."
+import pandas as pd
+
+from bpv_fastai.data.catalog import read_catalog
+from bpv_fastai.data.samples import usda_foods
+from bpv_fastai.data.titles import CategoryVocab
+from bpv_fastai.train.loaders import TitleDataLoaders
+from common import weighted_f1
+
+# of benchmarks/paper.py: titles (0: all), width, batch, (epochs, rate) of short and long trainings, networks of a kind
+paper_scales = dict(
+    small=dict(rows=32_000, nh=128, bs=128, short=(8, 1.), long=(16, .8), seeds=5),
+    medium=dict(rows=0, nh=128, bs=128, long=(8, 1.), seeds=1),
+    full=dict(rows=0, nh=512, bs=256, short=(20, 1.), long=(40, .8), seeds=5))
+
+
+def paper_catalog(scale: dict) -> pd.DataFrame:
+    "Return the titles of a scale"
+    df = usda_foods()
+    if scale['rows']: df = df.sample(scale['rows'], random_state=42)
+    return read_catalog(df.reset_index(drop=True), verbose=False)
+
+
+def usda_split(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Draw `n` training, a third as many validation (at most 20,000) and 20,000 test titles, each title once.
+
+    Validation and test titles have categories that training titles have."""
+    n_valid = min(n // 3, 20_000)
+    df = usda_foods().sample(n + n_valid + 20_000, random_state=seed).reset_index(drop=True)
+    train, valid, test = df[:n], df[n:n + n_valid], df[n + n_valid:]
+    known = set(train['category'])
+    return train, valid[valid['category'].isin(known)], test[test['category'].isin(known)]
+
+
+def loaders(train: pd.DataFrame, other: pd.DataFrame, seed: int, bs: int = 128) -> TitleDataLoaders:
+    "Return loaders that train on some titles and validate on others"
+    df = pd.concat([train.assign(is_valid=False), other.assign(is_valid=True)], ignore_index=True)
+    return TitleDataLoaders.from_df(df, valid_col='is_valid', bs=bs, val_bs=256, seed=seed, verbose=False)
+
+
+class Judge:
+    "Compute the weighted F1 of predicted category names on the test titles"
+    def __init__(self, test: pd.DataFrame):
+        self.vocab, self.test = CategoryVocab.fit(test['category']), test
+
+    def __call__(self, categories) -> float:
+        targs, preds = self.vocab.encode(self.test['category']), self.vocab.encode(categories)
+        preds[preds < 0] = len(self.vocab)  # a category that no test title has is wrong, whichever it is
+        return weighted_f1(targs, preds, len(self.vocab) + 1)
+
+
+class Characters:
+    "Tokenize for fastai: every character is a token"
+    def __call__(self, items): return (list(t) for t in items)
+
+
+def fastai_loaders(df: pd.DataFrame, valid_col: str, bs: int, device: str = 'cpu'):
+    "Return loaders of fastai's text pipeline, in this process, with a token for each character"
+    from fastai.text.all import CategoryBlock, ColReader, ColSplitter, DataBlock, TextBlock
+    text = TextBlock.from_df('title', tok=Characters(), rules=[])
+    block = DataBlock((text, CategoryBlock), get_x=ColReader('text'), get_y=ColReader('category'),
+                      splitter=ColSplitter(valid_col))
+    return block.dataloaders(df, bs=bs, num_workers=0, device=device)

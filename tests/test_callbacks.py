@@ -1,0 +1,180 @@
+"Schedules, callbacks and interpretation on small learners."
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.progress import ProgressCallback  # adds `no_bar`
+from fastai.interpret import ClassificationInterpretation
+from fastai.learner import Learner
+from fastai.optimizer import SGD
+from fastai.torch_core import set_seed
+from torch.nn import functional as F
+
+from bpv_fastai.data.errors import TrainingDiverged
+from bpv_fastai.data.samples import synthetic_catalog
+from bpv_fastai.decide.decider import Decider
+from bpv_fastai.decide.metrics import CategoryCounts
+from bpv_fastai.decide.probabilities import as_top_probs
+from bpv_fastai.interpret import TitleInterpretation
+from bpv_fastai.models.network import TitleClassifier
+from bpv_fastai.train.callbacks import F1Calibration, StopAtDivergence, WeightedF1, best_preds
+from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.schedule import LinearLRFinder, PiecewiseLinear, linear_cycle
+
+
+def learner(n=400, valid_pct=.25, **kwargs):
+    set_seed(1)
+    dls = TitleDataLoaders.from_df(synthetic_catalog(n, 4), bs=32, valid_pct=valid_pct, verbose=False)
+    return Learner(dls, TitleClassifier(len(dls.char_vocab), dls.c, nh=8), opt_func=SGD, **kwargs)
+
+
+def fit(learn, *args, **kwargs):
+    with learn.no_bar(), learn.no_logging(): learn.fit(*args, **kwargs)
+    return learn
+
+
+def test_refused_schedules():
+    with pytest.raises(ValueError, match='from 0 to 1'): PiecewiseLinear([0, .5], [0, 1])
+    with pytest.raises(ValueError, match='must rise'): PiecewiseLinear([0, .6, .5, 1], [0, 1, 1, 0])
+    with pytest.raises(ValueError, match='2 points for 3'): PiecewiseLinear([0, 1], [0, 1, 2])
+    with pytest.raises(ValueError, match='pct_up is 0.6'): linear_cycle(pct_up=.6)
+
+
+def test_a_sweep_rises_in_a_straight_line():
+    finder = LinearLRFinder(end_lr=3., num_it=200, mom=.9)
+    assert [finder.scheds['lr'](p) for p in (0, .5, 1)] == [0, 1.5, 3] and finder.scheds['mom'](.3) == .9
+    assert 'mom' not in LinearLRFinder().scheds
+
+
+def test_a_sweep_neither_calibrates_nor_counts_as_divergence(tmp_path):
+    learn = learner(cbs=[F1Calibration(), StopAtDivergence(every=1, factor=1.)], path=tmp_path)
+    before = [p.clone() for p in learn.model.parameters()]
+    fit(learn, 3, cbs=LinearLRFinder(end_lr=50., num_it=20, stop_div=False))
+    assert learn.f1_calibration.table is None and learn.stop_at_divergence.error is None
+    assert all(torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
+
+
+def test_divergence_stops_the_fit_and_skips_the_calibration():
+    learn = fit(learner(cbs=[F1Calibration(), StopAtDivergence()]), 1, 1e5)
+    error = learn.stop_at_divergence.error
+    assert isinstance(error, TrainingDiverged) and 'halve' in str(error) and '\n' not in str(error)
+    assert not learn.f1_calibration.decider.is_fitted
+    fit(learn, 0)
+    assert learn.stop_at_divergence.error is None
+
+
+def reference_halves(learn, k):
+    "Both halves gathered in one slow loop"
+    dl = learn.dls.valid
+    in_second = np.random.default_rng(0).permutation(len(dl.dataset)) % 2 == 1
+    with torch.no_grad(): parts = [(learn.model.eval()(x).softmax(-1).numpy(), y.numpy()) for x, y in dl]
+    probs, targs = (np.concatenate(column) for column in zip(*parts))
+    return [(as_top_probs(probs[half], k), targs[half]) for half in (~in_second, in_second)]
+
+
+def test_the_decider_is_fitted_on_two_halves_of_the_validation_titles():
+    learn = fit(learner(cbs=F1Calibration()), 2, .5)
+    decider, expected = learn.f1_calibration.decider, Decider.fit(reference_halves(learn, 32), .98, 32)
+    assert decider.table.shape == (8, 3) and decider.table.equals(expected.table)
+    mine, theirs = decider.to_dict(), expected.to_dict()
+    assert mine['thresholds'] == theirs['thresholds'] and mine['k'] == 32
+    assert np.allclose(mine['ratios'], theirs['ratios'], atol=1e-6)
+
+
+def test_modes_and_recorder_stay_as_they_were():
+    learn = fit(learner(cbs=F1Calibration()), 1, .5)
+    assert len(learn.recorder.losses) == len(learn.dls.train) and len(learn.recorder.values) == 1
+    learn.model.train()
+    with learn.no_bar():
+        best_preds(learn)
+        learn.f1_calibration.verbose = False
+        learn.f1_calibration.calibrate()
+    assert learn.model.training and len(learn.recorder.losses) == len(learn.dls.train)
+
+
+def test_few_validation_titles_are_not_calibrated():
+    learn = fit(learner(60, cbs=F1Calibration()), 1, .1)
+    assert len(learn.dls.valid_ds) < 20 and not learn.f1_calibration.decider.is_fitted
+    everything = fit(learner(valid_pct=0, cbs=F1Calibration()), 1, .1)
+    with pytest.raises(ValueError, match='nothing is calibrated'): everything.f1_calibration.decider.decide(np.eye(4))
+
+
+def test_what_silences_table_and_bar(capsys):
+    learn = learner(cbs=F1Calibration())
+    fit(learn, 1, .1)
+    assert capsys.readouterr().out == ''
+    with learn.no_bar(): learn.fit(1, .1)
+    assert 'best wins' in capsys.readouterr().out
+    with learn.no_logging(): learn.fit(1, .1)
+    assert 'best wins' not in capsys.readouterr().out
+    learn.f1_calibration.verbose = False
+    with learn.no_bar(): learn.fit(1, .1)
+    assert 'best wins' not in capsys.readouterr().out
+
+
+def test_calibration_on_other_titles():
+    learn = learner(cbs=F1Calibration(verbose=False))
+    dl = learn.dls.test_dl(synthetic_catalog(400, 4), with_labels=True)
+    with learn.no_bar(): learn.f1_calibration.calibrate(dl)
+    best = best_preds(learn, dl=dl)
+    f1 = CategoryCounts(4).add(best['targs'], best['preds']).averages()['f1']
+    assert learn.f1_calibration.table.f1['best wins', 'raw'] == pytest.approx(f1)
+
+
+@pytest.mark.parametrize('autocast', [None, torch.bfloat16])
+def test_best_preds_are_those_of_get_preds(autocast):
+    learn = fit(learner(), 1, .5)
+    learn.model.autocast = autocast
+    with learn.no_bar():
+        best = best_preds(learn)
+        probs, targs, losses = learn.get_preds(with_loss=True)
+    assert best['preds'].tolist() == probs.argmax(1).tolist() and best['targs'].tolist() == targs.tolist()
+    assert np.allclose(best['probs'], probs.max(1)[0], atol=1e-6) and np.allclose(best['losses'], losses, atol=1e-5)
+
+
+def test_best_preds_without_labels_and_of_a_shuffled_loader():
+    learn = learner()
+    with learn.no_bar():
+        unlabelled = best_preds(learn, dl=learn.dls.test_dl(['one title', 'another']))
+        assert unlabelled['targs'].tolist() == [-1, -1] and unlabelled['losses'].tolist() == [0, 0]
+        assert best_preds(learn, ds_idx=0)['targs'].tolist() == learn.dls.train_ds.targets.tolist()
+
+
+def test_interpretation_agrees_with_predictions():
+    learn = fit(learner(300), 1, .1)
+    with learn.no_bar():
+        interp = TitleInterpretation.from_learner(learn)
+        preds, targs = learn.get_preds()
+    assert sum(n for *_, n in interp.most_confused()) == (preds.argmax(1) != targs).sum()
+    assert interp.confusion_matrix(list(learn.dls.vocab)).sum() == len(targs)
+    losses, idxs = interp.top_losses(3, largest=False)
+    assert (losses == np.sort(interp.losses)[:3]).all() and (interp.losses[idxs] == losses).all()
+    assert interp.plot_confusion_matrix(k=2, normalize=False).get_xlabel() == 'predicted'
+
+
+def test_refused_interpretation():
+    learn = learner()
+    with learn.no_bar():
+        interp = TitleInterpretation.from_learner(learn)
+        with pytest.raises(ValueError, match="'nothing'"): interp.confusion_matrix(['nothing'])
+        unlabelled = learn.dls.test_dl(['no label'])
+        with pytest.raises(ValueError, match='labelled'): TitleInterpretation.from_learner(learn, dl=unlabelled)
+        everything = learner(valid_pct=0)
+        with pytest.raises(ValueError, match='no titles'): TitleInterpretation.from_learner(everything)
+
+
+def test_fastais_own_report_by_category(capsys):
+    learn = fit(learner(300), 1, .1)
+    with learn.no_bar(): ClassificationInterpretation.from_learner(learn).print_classification_report()
+    printed = capsys.readouterr().out
+    assert all(c in printed for c in learn.dls.vocab) and 'weighted avg' in printed
+
+
+def test_the_metric_is_the_score_of_all_titles():
+    learn = fit(learner(metrics=WeightedF1()), 1, .5)
+    best = best_preds(learn)
+    expected = CategoryCounts(4).add(best['targs'], best['preds']).averages()['f1']
+    assert learn.final_record[-1] == pytest.approx(expected)

@@ -1,0 +1,108 @@
+"The reader of tables where titles are to be labelled, and locks on folders."
+import errno
+import gzip
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from bpv_fastai.data.errors import CatalogError
+from bpv_fastai.data.files import lock_folder
+from bpv_fastai.data.tables import BadCell, TableReader, as_text
+
+
+def rows(path, column='title', size=100_000):
+    "All rows in their order: what can be read, or the problem with the row"
+    found = []
+    for part in TableReader(path, [column]).parts(size):
+        cells = dict(zip(part.df.index, as_text(part.df[column])))
+        cells.update({bad.row: bad for bad in part.misshapen})
+        found += [cells[row] for row in sorted(cells)]
+    return found
+
+
+@pytest.mark.parametrize('name,content,wanted', [
+    ('t.tsv', b'Olive oil\nTea\n\nOil\n', ['Olive oil', 'Tea', '', 'Oil']),
+    ('t.tsv', b'title\nTea\n', ['Tea']),
+    ('t.tsv', b'id\ttitle\n1\tTea\n', ['Tea']),
+    ('t.tsv', b'Tea\t12\nOil\t7\n', ['Tea', 'Oil']),
+    ('t.tsv', b'Tea\na\tb\n', ['Tea', BadCell(2, '', '2 columns where 1 are expected', 'a b')]),
+    ('t.csv', b'title\nTea\n\nOil\n', ['Tea', '', 'Oil']),
+    ('t.csv', b'title,x\na,b\n\nq\0z\n"lone\rreturn",c\n', ['a', BadCell(4, '', '1 columns where 2 are expected', 'q\0z'), 'lone\rreturn']),
+    ('t.csv', b'title,price\n"Tea, ""green""\nloose",2\nOil,3\n', ['Tea, "green"\nloose', 'Oil']),
+    ('t.tsv', b'Caf\xe9\n', ['Caf\udce9'])])
+def test_every_row_of_a_file_of_titles_is_given_in_its_place(tmp_path, name, content, wanted):
+    (tmp_path/name).write_bytes(content)
+    (tmp_path/f'{name}.gz').write_bytes(gzip.compress(content))
+    for path in (tmp_path/name, tmp_path/f'{name}.gz'):
+        for size in (1, 2, 100): assert rows(path, size=size) == wanted
+
+
+def test_parts_have_the_size_that_was_asked_for(tmp_path):
+    (tmp_path/'t.tsv').write_text('a\nb\nc\td\ne\n')
+    reader = TableReader(tmp_path/'t.tsv', ['title'])
+    assert [len(part.df) + len(part.misshapen) for part in reader.parts(3)] == [3, 1] and 0 <= reader.share <= 1
+    (tmp_path/'header.csv').write_text('title\n')
+    assert list(TableReader(tmp_path/'header.csv', ['title']).parts()) == []
+
+
+def test_parquet_gives_numbers_and_what_is_missing(tmp_path):
+    pd.DataFrame(dict(id=[1, 2], name=['Tea', None])).to_parquet(tmp_path/'t.parquet')
+    titles = rows(tmp_path/'t.parquet', 'name')
+    assert titles[0] == 'Tea' and pd.isna(titles[1]) and rows(tmp_path/'t.parquet', 'id') == ['1', '2']
+    pd.DataFrame(dict(id=pd.array([2**60 + 1, None], dtype='Int64'))).to_parquet(tmp_path/'big.parquet')
+    assert rows(tmp_path/'big.parquet', 'id')[0] == str(2**60 + 1)
+
+
+def test_lines_of_the_standard_input(monkeypatch):
+    class Stdin: buffer = io.BytesIO(b'Olive oil\n\nCaf\xe9\n')
+    monkeypatch.setattr(sys, 'stdin', Stdin)
+    assert rows('-') == ['Olive oil', '', 'Caf\udce9']
+
+
+@pytest.mark.parametrize('name,content,column,says', [
+    ('t.tsv', b'name\tcategory\na\tb\n', 'title', "no column 'title'; it has 'name', 'category'"),
+    ('t.tsv', b'Title\nTea\n', 'title', 'or by its position, from 0, if the first row is no header'),
+    ('t.csv', b'name\nTea\n', 'title', "no column 'title'; it has 'name'. Name yours with title_col="),
+    ('t.csv', b'name;id\nTea;1\n', 'title', 'Save the table with commas, or as TSV'),
+    ('t.tsv', b'Tea\n', 3, 'no column 3; there are 1, counted from 0'),
+    ('t.csv.gz', b'title', 'title', 'damaged or not gzip'),
+    ('t.tsv', b'', 'title', 'the file is empty')])
+def test_files_that_cannot_be_labelled(tmp_path, name, content, column, says):
+    (tmp_path/name).write_bytes(content)
+    with pytest.raises(CatalogError) as e: rows(tmp_path/name, column)
+    assert says in str(e.value) and str(e.value).startswith(str(tmp_path/name))
+
+
+holder = """
+import sys, time
+from bpv_fastai.data.files import lock_folder
+with lock_folder(sys.argv[1]) as is_held:
+    print(is_held, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_reported_while_its_process_lives(tmp_path):
+    process = subprocess.Popen([sys.executable, '-c', holder, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == 'True'
+    with lock_folder(tmp_path) as is_held: assert not is_held
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with lock_folder(tmp_path) as is_held: assert is_held
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='flock is a call of Unix')
+@pytest.mark.parametrize('code', [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_flock_still_works(tmp_path, monkeypatch, code):
+    import fcntl
+    def fails(*args): raise OSError(code, os.strerror(code))
+    monkeypatch.setattr(fcntl, 'flock', fails)
+    for _ in range(2):
+        with lock_folder(tmp_path) as is_held: assert is_held
+    (tmp_path/'file').touch()
+    with pytest.raises(OSError), lock_folder(tmp_path/'file'): pass
