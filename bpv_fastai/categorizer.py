@@ -23,7 +23,7 @@ from .use.format import SavedModel, copy_network, describe_model, load_model, sa
 from .use.onnx import load_onnx, write_onnx
 from .use.predict import TitleLabeller, label_titles, map_file
 
-# %% ../nbs/50_categorizer.ipynb #5cde6c73
+# %% ../nbs/50_categorizer.ipynb #7e83d6ef
 class Categorizer(SavedModel):
     "Trained networks with vocabularies and decisions; labels titles with PyTorch, without fastai"
     chunk_size = 50_000 # titles whose text and answers are in memory at once
@@ -69,7 +69,8 @@ def _training_report(learn) -> dict:
     "Count titles and categories, and collect what the decisions reach on validation titles"
     table, scores = learn.decider.table, {}
     if table is not None:
-        scores = {', '.join(row): {name: float(v) for name, v in found.items()} for row, found in table.iterrows()}
+        scores = {', '.join(names): {name: float(score) for name, score in row.items()}
+                  for names, row in table.iterrows()}
     return dict(train_titles=len(learn.dls.train_ds), valid_titles=len(learn.dls.valid_ds),
                 categories=len(learn.dls.vocab), scores=scores)
 

@@ -89,7 +89,7 @@ def most_confused(self: TitleInterpretation,
     pairs = confused_pairs(self.targs, self.preds, min_val)
     return [(self.vocab[actual], self.vocab[pred], n) for actual, pred, n in pairs.itertuples(index=False)]
 
-# %% ../nbs/20_interpret.ipynb #af2a6641
+# %% ../nbs/20_interpret.ipynb #25d61d7e
 @patch
 def top_losses(self: TitleInterpretation,
     k: int | None = None, # how many; all if None
@@ -109,9 +109,9 @@ def plot_top_losses(self: TitleInterpretation,
     losses, positions = self.top_losses(k, largest)
     titles = [decode_tokens(self.dl.char_vocab, self.dl.titles[int(i)][None])[0] for i in positions]
     categories, predicted = (self.vocab.decode(ids[positions]) for ids in (self.targs, self.preds))
-    df = pd.DataFrame(dict(title=titles, category=categories, predicted=predicted,
-                           probability=self.probs[positions].round(3), loss=losses.round(2)), index=positions)
-    return show_table(df, show)
+    probs, losses = self.probs[positions].astype(float).round(3), losses.astype(float).round(2)
+    columns = dict(title=titles, category=categories, predicted=predicted, probability=probs, loss=losses)
+    return show_table(pd.DataFrame(columns, positions), show)
 
 # %% ../nbs/20_interpret.ipynb #035614b0
 @patch

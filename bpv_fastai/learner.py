@@ -40,11 +40,12 @@ from .train.loaders import TitleDataLoaders, TitleDL
 from .train.resume import Checkpoints, StartsAnywhere
 from .train.schedule import LinearLRFinder, linear_cycle, plot_sweep
 
-# %% ../nbs/10_learner.ipynb #cc0f5170
+# %% ../nbs/10_learner.ipynb #db69bc78
 def _with_checkpoints(cbs, resume: bool) -> list: return [*L(cbs), *([Checkpoints()] if resume else [])]
 
 class TitleLearner(StartsAnywhere, Learner):
     "fastai's `Learner` for titles, with resumable fits, the paper's linear cycle and sweeps, and decisions"
+    decider = Decider()  # unfitted; `F1Calibration` sets the fitted one at the end of a fit
     def fit(self,
         n_epoch: int, # epochs
         lr=None, # rate; the learner's `lr` if None
@@ -190,13 +191,6 @@ def show_results(self: TitleLearner,
     b = dl.sample_batch(max_n) if shuffle else dl.one_batch()
     with self.no_bar(): probs, _, preds = self.get_preds(dl=[b], with_decoded=True)
     return dl.show_results(b, preds, max_n=max_n, probs=probs, **kwargs)
-
-# %% ../nbs/10_learner.ipynb #a7e53d6e
-@patch(as_prop=True)
-def decider(self: TitleLearner) -> Decider:
-    "Decider of the learner's `F1Calibration`, or an unfitted one if there is none"
-    calibration = getattr(self, 'f1_calibration', None)
-    return Decider() if calibration is None else calibration.decider
 
 # %% ../nbs/10_learner.ipynb #3230e17b
 @patch

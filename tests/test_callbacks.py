@@ -19,6 +19,7 @@ from bpv_fastai.decide.decider import Decider
 from bpv_fastai.decide.metrics import CategoryCounts
 from bpv_fastai.decide.probabilities import as_top_probs
 from bpv_fastai.interpret import TitleInterpretation
+from bpv_fastai.learner import bpv_learner
 from bpv_fastai.models.network import TitleClassifier
 from bpv_fastai.train.callbacks import F1Calibration, StopAtDivergence, WeightedF1, best_preds
 from bpv_fastai.train.loaders import TitleDataLoaders
@@ -100,6 +101,13 @@ def test_few_validation_titles_are_not_calibrated():
     assert len(learn.dls.valid_ds) < 20 and not learn.f1_calibration.decider.is_fitted
     everything = fit(learner(valid_pct=0, cbs=F1Calibration()), 1, .1)
     with pytest.raises(ValueError, match='nothing is calibrated'): everything.f1_calibration.decider.decide(np.eye(4))
+
+
+@pytest.mark.filterwarnings('error::UserWarning')
+def test_a_fit_of_bpv_learner_warns_of_nothing():
+    learn = bpv_learner(learner().dls, nh=8)
+    with learn.quiet(): learn.fit(1, .1)
+    assert learn.decider is learn.f1_calibration.decider and learn.decider.is_fitted
 
 
 def test_what_silences_table_and_bar(capsys):

@@ -310,10 +310,9 @@ def test_refusals_name_what_is_wrong(copy, tmp_path):
     with pytest.raises(CategorizerError, match='checksum does not match'): Categorizer.load(copy)
     (copy/'categorizer.json').write_text(text)
     weights = (copy/'weights.safetensors').read_bytes()
-    (copy/'weights.safetensors').write_bytes(weights[:-8])
-    with pytest.raises(CategorizerError, match='bytes; the sizes'): Categorizer.load(copy)
-    (copy/'weights.safetensors').write_bytes(weights[:-8] + bytes(8))
-    with pytest.raises(CategorizerError, match='checksum does not match'): Categorizer.load(copy)
+    for damaged in (weights[:-8], weights[:-8] + bytes(8), weights[:80]):
+        (copy/'weights.safetensors').write_bytes(damaged)
+        with pytest.raises(CategorizerError, match='checksum does not match'): Categorizer.load(copy)
 
 
 def test_refused_networks_are_not_saved(cat, tmp_path):

@@ -11,9 +11,9 @@ import torch
 
 from bpv_fastai import ensemble
 from bpv_fastai.categorizer import Categorizer
-from bpv_fastai.cli import train
+from bpv_fastai.cli import plan, train
 from bpv_fastai.cli.predict import bpv_predict
-from bpv_fastai.cli.train import TrainOptions, resumed_recipe
+from bpv_fastai.cli.plan import TrainOptions
 from bpv_fastai.data.errors import CatalogError, ResumeError
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.train.loaders import TitleDataLoaders
@@ -55,7 +55,7 @@ def test_stopped_while_it_is_judged_it_trains_nothing_anew(tmp_path, monkeypatch
     def stops(*args): raise KeyboardInterrupt
     threads, options = torch.get_num_threads(), dict(epochs=1, nh=8, bs=32, threads=1)
     try:
-        with monkeypatch.context() as m, pytest.raises(SystemExit): m.setattr(train, 'linear_baseline', stops); train.bpv_train('c.csv', **options)
+        with monkeypatch.context() as m, pytest.raises(SystemExit): m.setattr(train, 'judge_linear', stops); train.bpv_train('c.csv', **options)
         assert 'linear_f1' not in json.loads((tmp_path/'model'/'report.json').read_text())
         monkeypatch.setattr(ensemble.TitleLearner, 'fit', None)
         train.bpv_train('c.csv', **options)
@@ -234,25 +234,32 @@ def test_help_names_every_option(tmp_path, command):
     assert all(f'--{o}' in shown for o in ('title', 'out', 'threads', 'debug')) and 'default' in shown
 
 
+def recipe_of_a_stopped_run(dls, options, out):
+    "The recipe of a run that is stopped as soon as it has its recipe"
+    with pytest.raises(KeyboardInterrupt), plan.resumed_recipe(dls, options, False, out) as recipe: raise KeyboardInterrupt
+    return recipe
+
+
 def test_a_run_that_resumes_keeps_its_recipe(tmp_path, monkeypatch):
     "How fast the machine is now must not change what a stopped run had begun"
     dls = TitleDataLoaders.from_df(synthetic_catalog(400, 4), bs=32, verbose=False)
     options = TrainOptions(minutes=1.)
-    monkeypatch.setattr(train, 'training_speed', lambda *args, **kwargs: 300.)
-    first = resumed_recipe(dls, options, False, tmp_path)
-    monkeypatch.setattr(train, 'training_speed', lambda *args, **kwargs: 30_000.)
-    assert resumed_recipe(dls, options, False, tmp_path) == first
-    other = resumed_recipe(dls, TrainOptions(minutes=2.), False, tmp_path)
+    monkeypatch.setattr(plan, 'training_speed', lambda *args, **kwargs: 300.)
+    first = recipe_of_a_stopped_run(dls, options, tmp_path)
+    monkeypatch.setattr(plan, 'training_speed', lambda *args, **kwargs: 30_000.)
+    assert recipe_of_a_stopped_run(dls, options, tmp_path) == first
+    other = recipe_of_a_stopped_run(dls, TrainOptions(minutes=2.), tmp_path)
     assert other.nh >= first.nh and other != first
-    given = resumed_recipe(dls, TrainOptions(minutes=1., cell='qrnn', nh=7, epochs=3, lr=.1), False, tmp_path)
+    given = recipe_of_a_stopped_run(dls, TrainOptions(minutes=1., cell='qrnn', nh=7, epochs=3, lr=.1), tmp_path)
     assert given == Recipe(cell='qrnn', nh=7, drop_mult=1., epochs=3, bag_epochs=60, lr_max=.1, bs=128)
 
 
 def test_members_of_another_training_are_not_resumed(tmp_path):
     dls = TitleDataLoaders.from_df(synthetic_catalog(400, 4), bs=32, verbose=False)
-    resumed_recipe(dls, TrainOptions(nh=8), False, tmp_path)
-    (tmp_path/'models'/'ensemble').mkdir()
-    assert resumed_recipe(dls, TrainOptions(nh=8, checkpoint=1., linear=False), False, tmp_path).nh == 8
-    with pytest.raises(ResumeError, match='members of another training'): resumed_recipe(dls, TrainOptions(nh=9), False, tmp_path)
-    (tmp_path/'models'/'recipe.json').write_text('{"of": "an older version"}')
-    with pytest.raises(ResumeError, match='members of another training'): resumed_recipe(dls, TrainOptions(nh=8), False, tmp_path)
+    recipe_of_a_stopped_run(dls, TrainOptions(nh=8), tmp_path)
+    (tmp_path/'models'/'ensemble'/'0.json').touch()
+    assert recipe_of_a_stopped_run(dls, TrainOptions(nh=8, checkpoint=1., linear=False), tmp_path).nh == 8
+    with pytest.raises(ResumeError, match='members of another training'): recipe_of_a_stopped_run(dls, TrainOptions(nh=9), tmp_path)
+    (tmp_path/plan.run_note).write_text('{"of": "an older version"}')
+    with pytest.raises(ResumeError, match='members of another training'): recipe_of_a_stopped_run(dls, TrainOptions(nh=8), tmp_path)
+    assert recipe_of_a_stopped_run(dls, TrainOptions(nh=9, fresh=True), tmp_path).nh == 9 and not (tmp_path/'models'/'ensemble'/'0.json').exists()

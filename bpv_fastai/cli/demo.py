@@ -5,13 +5,7 @@
 # %% auto #0
 __all__ = ['sample_catalog', 'print_examples', 'bpv_demo']
 
-# %% ../../nbs/cli/50_demo.ipynb #1ee4f773
-import warnings
-
-# %% ../../nbs/cli/50_demo.ipynb #80520422
-warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')  # raised when fastai is imported
-
-# %% ../../nbs/cli/50_demo.ipynb #959229ff
+# %% ../../nbs/cli/50_demo.ipynb #e42fda5c
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +13,8 @@ from fastcore.script import call_parse
 
 from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
-from .train import TrainOptions, train_catalog
+from .plan import TrainOptions
+from .train import train_catalog
 from ..data.catalog import catalog_report, read_catalog, split_catalog
 from ..data.samples import usda_foods
 

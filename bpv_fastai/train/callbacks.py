@@ -137,7 +137,7 @@ def best_preds(
     names = ('preds', 'probs', 'targs', 'losses')
     return {name: np.concatenate(column)[input_order] for name, column in zip(names, zip(*parts))}
 
-# %% ../../nbs/train/30_callbacks.ipynb #df940628
+# %% ../../nbs/train/30_callbacks.ipynb #2aa10847
 class F1Calibration(Callback):
     "Fit a `Decider` on the validation titles at the end of a fit, and print what each way of deciding yields"
     order = 80
@@ -148,9 +148,10 @@ class F1Calibration(Callback):
         verbose: bool = True, # print the table
     ):
         self.k, self.precision, self.seed, self.verbose = max(20, k), precision, seed, verbose
-        self.decider = Decider(k=self.k)
         self.trained = False
 
+    @property
+    def decider(self) -> Decider: return getattr(self.learn, 'decider', Decider())  # it belongs to the learner's weights
     @property
     def table(self) -> pd.DataFrame | None: return self.decider.table  # precision, recall and F1 by way of deciding
     def before_fit(self): self.trained = False
@@ -176,5 +177,5 @@ class F1Calibration(Callback):
                     gatherer.add(probs[half])
                     half_targs.append(targs[half])
         halves = [(gatherer.result(), np.concatenate(half_targs)) for gatherer, half_targs in halves]
-        self.decider = Decider.fit(halves, self.precision, self.k)
+        self.learn.decider = Decider.fit(halves, self.precision, self.k)
         if self.verbose and self.learn.logger != noop: print(self.table.round(4).to_string())

@@ -187,7 +187,7 @@ def show_results(self: TitleDL,
     if probs is not None: df['probability'] = [round(float(p), 3) for p in probs[:max_n].max(1)[0]]
     return show_table(df, show)
 
-# %% ../../nbs/train/10_loaders.ipynb #a76e855c
+# %% ../../nbs/train/10_loaders.ipynb #12a9f9d2
 class TitleDataLoaders(DataLoaders):
     "Training and validation `TitleDL`s over one catalog; `report` holds what was read and which rows were left out"
     report = None  # the `CatalogReport` of the catalog
@@ -241,7 +241,8 @@ class TitleDataLoaders(DataLoaders):
         titles = [encode_titles(part['title'], char_vocab, max_len, warn=False) for part in (train, valid)]
         warn_cut(*titles)
         targets = [vocab.encode_known(part['category']) for part in (train, valid)]
-        return cls.from_dsets(*(TitleDataset(t, vocab, ids) for t, ids in zip(titles, targets)), path=path, **kwargs)
+        dsets = [TitleDataset(t, vocab, ids) for t, ids in zip(titles, targets)]
+        return cls.from_dsets(*dsets, path=path, **kwargs)
 
     @classmethod
     def from_dsets(cls,

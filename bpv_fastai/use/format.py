@@ -103,12 +103,12 @@ class ModelDescription(Struct, kw_only=True):
     files: dict[str, FileNote] | UnsetType = UNSET # networks in other forms, by name
     checksum: str | UnsetType = UNSET # of everything above
 
-# %% ../../nbs/use/10_format.ipynb #0c6e2b85
+# %% ../../nbs/use/10_format.ipynb #f6c128f8
 def library_versions(
-    *more: str, # names of further packages
+    *packages: str, # names of further packages
 ) -> dict: # version by name
     "Look up the versions of Python and of the packages that predictions depend on"
-    packages = 'bpv_fastai', 'torch', 'numpy', 'pandas', 'safetensors', *more
+    packages = 'bpv_fastai', 'torch', 'numpy', 'pandas', 'safetensors', *packages
     return dict(python=platform.python_version()) | {name: version(name) for name in packages}
 
 @dataclass(eq=False, repr=False)
@@ -273,7 +273,7 @@ def save_model(
     (path/_pending).replace(path/_description)
     return checksum
 
-# %% ../../nbs/use/10_format.ipynb #2f2a23dc
+# %% ../../nbs/use/10_format.ipynb #f7704df4
 def _weight_shapes(networks: Sequence) -> dict:
     "Find name and shape of all weights, without memory for them"
     with torch.device('meta'):
@@ -291,18 +291,15 @@ def check_file(
         raise CategorizerError('changed or damaged since it was saved (its checksum does not match)',
                                path=path, remedy=copy_again)
 
-def _check_size(path: Path, shapes: Mapping, noted: FileNote | UnsetType):
-    "Raise `CategorizerError` for weights of another size than the networks take"
-    n_bytes = path.stat().st_size if path.is_file() else 0
-    expected = 4 * sum(map(math.prod, shapes.values()))
+# %% ../../nbs/use/10_format.ipynb #947baef1
+def _read_weights(path: Path, networks: Sequence) -> dict:
+    "Read the weights that these networks take, and no others"
+    with _refusing(path.with_name(_description), 'not a valid description'): shapes = _weight_shapes(networks)
+    n_bytes, expected = path.stat().st_size, 4 * sum(map(math.prod, shapes.values()))
     header = 2**20 + 1_000 * len(shapes)  # bytes, at most
-    if n_bytes and (noted is UNSET or n_bytes != noted.bytes or not expected <= n_bytes <= expected + header):
+    if not expected <= n_bytes <= expected + header:
         raise CategorizerError(f'{n_bytes:,} bytes; the sizes in {_description} ask for about {expected:,}',
                                path=path, remedy=copy_again)
-
-# %% ../../nbs/use/10_format.ipynb #a2e78a46
-def _read_weights(path: Path, shapes: Mapping) -> dict:
-    "Read the weights of these names and shapes, and no others"
     tensors = {}
     with _refusing(path, 'damaged, or not a safetensors file'), safe_open(path, 'pt') as f:
         if set(f.keys()) != set(shapes):
@@ -321,10 +318,8 @@ def _read_weights(path: Path, shapes: Mapping) -> dict:
 def _load(folder: Path, description_path: Path) -> SavedModel:
     "Load a model by one description"
     description = read_description(description_path)
-    with _refusing(description_path, 'not a valid description'): shapes = _weight_shapes(description.networks)
-    _check_size(folder/_weights, shapes, description.weights)
     check_file(folder/_weights, description.weights)
-    tensors = _read_weights(folder/_weights, shapes)
+    tensors = _read_weights(folder/_weights, description.networks)
     nets = [build_network(described) for described in description.networks]
     for i, net in enumerate(nets): net.load_state_dict({name: tensors[f'{i}.{name}'] for name in net.state_dict()})
     backwards = [described.backwards for described in description.networks]
