@@ -121,7 +121,7 @@ def member_learner(
     if spec.bf16: learn.to_bf16()
     return learn.remove_cb(learn.f1_calibration)
 
-# %% ../nbs/30_ensemble.ipynb #7cd6be92
+# %% ../nbs/30_ensemble.ipynb #cc261fe8
 @patch(cls_method=True)
 def train(cls: Ensemble,
     dls: TitleDataLoaders, # titles and categories
@@ -167,7 +167,7 @@ def train(cls: Ensemble,
         ensemble = cls([learn for learn, _ in trained], average, dls, progress, ngrams and average == 'log_prob')
     scores = pd.DataFrame([report.scores for _, report in trained])
     ensemble.reports = ensemble.reports.assign(seed=[spec.seed for spec in specs]).join(scores)
-    ensemble.curves = [report.curve for _, report in trained]
+    ensemble.curves = [report for _, report in trained]
     return ensemble
 
 # %% ../nbs/30_ensemble.ipynb #51f83aa9
@@ -209,7 +209,7 @@ def drop(self: Ensemble,
     del members[i], curves[i]
     return self._set_members(members, self.reports.drop(index=i).reset_index(drop=True), curves)
 
-# %% ../nbs/30_ensemble.ipynb #a06e4199
+# %% ../nbs/30_ensemble.ipynb #e225cda9
 def snapshots(
     learn: TitleLearner, # an untrained learner
     n: int = 3, # cycles, and members
@@ -224,5 +224,5 @@ def snapshots(
         nets.append(copy.deepcopy(learn.model))
     last = learn.model
     learn.model = TitleEnsemble(nets, [learn.dls.train.backwards] * n, average)
-    try: return Ensemble([learn], average)
+    try: return Ensemble([learn], average, progress=hasattr(learn, 'progress'))
     finally: learn.model = last

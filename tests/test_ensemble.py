@@ -10,6 +10,7 @@ import uuid
 import warnings
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -214,7 +215,7 @@ def test_a_parent_killed_before_its_members_train_leaves_no_processes(tmp_path, 
     script.process.kill()
     script.process.wait()
     script.wait_until_gone()
-    for path in script.members.glob('[0-9]*.json'): members.MemberSpec.from_json(path.read_bytes())
+    for path in script.members.glob('[0-9]*.json'): msgspec.json.decode(path.read_bytes(), type=members.MemberSpec)
 
 
 @needs_proc

@@ -5,11 +5,8 @@
 # %% auto #0
 __all__ = ['option_names', 'command_line', 'command_errors', 'column_option', 'limit_threads']
 
-# %% ../../nbs/cli/10_errors.ipynb #0da8b192
-import os
-import re
-import sys
-import warnings
+# %% ../../nbs/cli/10_errors.ipynb #edf1f9ce
+import os, sys, warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,7 +21,7 @@ option_names = dict(
     decide='--decide', min_confidence='--confidence', top_k='--top', columns='--columns',
 )
 
-# %% ../../nbs/cli/10_errors.ipynb #ec5d4091
+# %% ../../nbs/cli/10_errors.ipynb #261cec96
 def command_line(
     error: Exception | Warning, # what was raised, or warned of
 ) -> str: # on one line
@@ -51,19 +48,18 @@ def command_errors(
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (TitleError, OSError, ImportError) as e:
-        if debug: raise
-        sys.exit(f'{command}: {command_line(e)}')
     except Exception as e:
         if debug: raise
-        sys.exit(f'{command}: {type(e).__name__}: {command_line(e)} (--debug shows where)')
+        expected = isinstance(e, (TitleError, OSError, ImportError))
+        sys.exit(f'{command}: {command_line(e)}' if expected else
+                 f'{command}: {type(e).__name__}: {command_line(e)} (--debug shows where)')
 
-# %% ../../nbs/cli/10_errors.ipynb #faf9c57c
+# %% ../../nbs/cli/10_errors.ipynb #c111829c
 def column_option(
     name: str, # as typed
 ) -> str | int: # a position if it is a number
     "Return a column as the library wants it"
-    return int(name) if re.fullmatch(r'\d+', name) else name
+    return int(name) if name.isdecimal() else name
 
 # %% ../../nbs/cli/10_errors.ipynb #28b0cb76
 def limit_threads(

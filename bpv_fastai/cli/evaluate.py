@@ -33,7 +33,7 @@ def missing_threshold(
     return ('no answer is marked as accepted: there were too few validation titles, or too many of them were wrong, '
             'to be sure of a threshold; bpv_predict --confidence sets one')
 
-# %% ../../nbs/cli/30_evaluate.ipynb #b2d67435
+# %% ../../nbs/cli/30_evaluate.ipynb #e5fdfe12
 def save_evaluation(
     labels: pd.DataFrame, # title, true, category and confidence of each title
     report: pd.DataFrame, # scores by category, as `category_report` gives them
@@ -45,7 +45,8 @@ def save_evaluation(
     confidence = labels['confidence'].to_numpy()
     with whole_file(out/'by_category.csv') as f: report.to_csv(f)
     with whole_file(out/'mistakes.csv') as f:
-        labels[~correct].sort_values('confidence', ascending=False).to_csv(f, index=False)
+        mistakes = labels.loc[~correct, ['title', 'true', 'category', 'confidence']]
+        mistakes.sort_values('confidence', ascending=False).to_csv(f, index=False)
     fig, axs = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
     plot_coverage(confidence, correct, ax=axs[0])
     plot_reliability(confidence, correct, axs[1])
@@ -53,7 +54,7 @@ def save_evaluation(
     plt.close(fig)
     return [out/name for name in ('by_category.csv', 'mistakes.csv', 'confidence.png')]
 
-# %% ../../nbs/cli/30_evaluate.ipynb #09ab9e64
+# %% ../../nbs/cli/30_evaluate.ipynb #f577c7f2
 @call_parse
 def bpv_evaluate(
     model: str, # folder of a saved model
@@ -79,10 +80,9 @@ def bpv_evaluate(
         if cat.decider.is_fitted: preds['decisions for F1'] = vocab.encode(labels['category'])
         scores = {name: CategoryCounts(len(vocab)).add(targs, p).averages() for name, p in preds.items()}
         decided = list(preds.values())[-1]
-        labels = labels.assign(true=df['category'].to_numpy())[['title', 'true', 'category', 'confidence', 'accepted']]
-        columns = ['title', 'true', 'category', 'confidence']
+        labels = labels.assign(true=df['category'].to_numpy())
         folder = Path(out) if out else Path(model)/'evaluation'
-        written = save_evaluation(labels[columns], category_report(targs, decided, vocab), folder)
+        written = save_evaluation(labels, category_report(targs, decided, vocab), folder)
 
         unknown = len(vocab) - len(cat.vocab)
         if unknown: print(f'{unknown:,} of the categories are unknown to the model: their titles count as mistakes')

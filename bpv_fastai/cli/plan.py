@@ -116,7 +116,7 @@ def resumed_recipe(
     remove_folder(path.parent)
     with suppress(OSError): (out/'models').rmdir()  # stays where it holds anything else
 
-# %% ../../nbs/cli/36_plan.ipynb #f39414e3
+# %% ../../nbs/cli/36_plan.ipynb #044acbdf
 def describe_training(
     recipe: Recipe, # what is trained
     options: TrainOptions, # what was asked for
@@ -125,8 +125,7 @@ def describe_training(
     "Describe the members of a training in one line"
     directions = options.directions if recipe.epochs else []
     members = ['backward' if backwards else 'forward' for backwards in directions] + ['n-grams'] * options.ngrams
-    networks = 'no time for recurrent networks'
-    precision = 'bf16' if bf16 else 'fp32'
-    if directions: networks = f'{recipe.cell.upper()} {recipe.nh} wide for {recipe.epochs} epochs in {precision}'
+    networks = f"{recipe.cell.upper()} {recipe.nh} wide for {recipe.epochs} epochs in {'bf16' if bf16 else 'fp32'}"
+    if not directions: networks = 'no time for recurrent networks'
     if options.ngrams: networks += f', n-grams for {recipe.bag_epochs}'
     return f"{', '.join(members)} ({networks})"

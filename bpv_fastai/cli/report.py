@@ -19,7 +19,7 @@ from ..ensemble import Ensemble
 from ..train.callbacks import best_preds
 from ..use.baseline import linear_baseline
 
-# %% ../../nbs/cli/35_report.ipynb #2daf5977
+# %% ../../nbs/cli/35_report.ipynb #12d49c4b
 def judge_ensemble(
     learn: Ensemble, # trained
 ) -> dict: # counts and scores; the decided ones are None if there are too few validation titles
@@ -48,20 +48,17 @@ def result_table(
     report: dict, # as `report.json` holds it
 ) -> str: # a line for each way to label
     "Lay out the scores that a person compares"
-    def row(prefix, seconds=None): return [*(report[f'{prefix}{n}'] for n in ('precision', 'recall', 'f1')), seconds]
-    rows = {}
-    for member in report['members']:
-        if 'weighted_f1' not in member: continue
-        scores = [member[f'weighted_{name}'] for name in ('precision', 'recall', 'f1')]
-        rows[f"{len(rows)}  {member['direction']}"] = [*scores, member['seconds']]
-    rows['all together'] = row('', report['train_seconds'])
-    if report['decided_f1'] is not None: rows['with decisions for F1'] = row('decided_')
-    if 'linear_f1' in report: rows['linear SVM, TF-IDF'] = row('linear_', report['linear_seconds'])
-    table = pd.DataFrame(rows, ['precision', 'recall', 'weighted F1', 'seconds']).T
-    names = [name.lstrip('0123456789') for name in rows]  # numbered until here, as two members may read the same way
-    table.index = [name.ljust(max(map(len, names))) for name in names]
-    seconds = [f'{s:.0f}' if pd.notna(s) else '' for s in table['seconds']]
-    return table.assign(seconds=seconds).to_string(float_format='{:.4f}'.format)
+    def row(name, prefix, seconds=None):
+        return [name, *(report[f'{prefix}{n}'] for n in ('precision', 'recall', 'f1')), seconds]
+    rows = [[f"  {m['direction']}", *(m[f'weighted_{n}'] for n in ('precision', 'recall', 'f1')), m['seconds']]
+            for m in report['members'] if 'weighted_f1' in m]
+    rows.append(row('all together', '', report['train_seconds']))
+    if report['decided_f1'] is not None: rows.append(row('with decisions for F1', 'decided_'))
+    if 'linear_f1' in report: rows.append(row('linear SVM, TF-IDF', 'linear_', report['linear_seconds']))
+    width = max(len(name) for name, *_ in rows)
+    table = pd.DataFrame(rows, columns=[' ' * width, 'precision', 'recall', 'weighted F1', 'seconds'])
+    formats = {' ' * width: f'{{:<{width}}}'.format, 'seconds': lambda s: '' if pd.isna(s) else f'{s:.0f}'}
+    return table.to_string(index=False, float_format='{:.4f}'.format, formatters=formats)
 
 # %% ../../nbs/cli/35_report.ipynb #38d8b3ff
 def save_picture(

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['train_catalog', 'bpv_train']
 
-# %% ../../nbs/cli/40_train.ipynb #ef3d9e36
-import json
-import sys
-import time
+# %% ../../nbs/cli/40_train.ipynb #eedde9e7
+import json, sys, time
 from pathlib import Path
 
 import pandas as pd

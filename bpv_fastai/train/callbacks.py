@@ -137,7 +137,7 @@ def best_preds(
     names = ('preds', 'probs', 'targs', 'losses')
     return {name: np.concatenate(column)[input_order] for name, column in zip(names, zip(*parts))}
 
-# %% ../../nbs/train/30_callbacks.ipynb #2aa10847
+# %% ../../nbs/train/30_callbacks.ipynb #a7130791
 class F1Calibration(Callback):
     "Fit a `Decider` on the validation titles at the end of a fit, and print what each way of deciding yields"
     order = 80
@@ -151,7 +151,7 @@ class F1Calibration(Callback):
         self.trained = False
 
     @property
-    def decider(self) -> Decider: return getattr(self.learn, 'decider', Decider())  # it belongs to the learner's weights
+    def decider(self) -> Decider: return getattr(self.learn, 'decider', Decider())  # of the learner's weights
     @property
     def table(self) -> pd.DataFrame | None: return self.decider.table  # precision, recall and F1 by way of deciding
     def before_fit(self): self.trained = False

@@ -6,9 +6,8 @@
 __all__ = ['LARGE_CATALOG', 'WIDTHS', 'TRAINING_SHARE', 'BAG_COST', 'default_epochs', 'ngram_epochs', 'Recipe', 'training_speed',
            'relative_cost']
 
-# %% ../../nbs/train/50_recipe.ipynb #96741d83
-import math
-import time
+# %% ../../nbs/train/50_recipe.ipynb #96e7c14e
+import math, time
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
