@@ -62,7 +62,7 @@ def _soft_dataset(teacher: TitleLearner, unlabelled: Sequence[str] | None, k: in
     top = top_probs(teacher.model, dl, k)[np.argsort(dl.get_idxs())]
     return TitleDataset(titles, train.vocab, targets, soft=(top.values.astype(np.float16), top.ids))
 
-# %% ../nbs/40_distill.ipynb #201981c9
+# %% ../nbs/40_distill.ipynb #9801a64d
 def distill(
     teacher: TitleLearner, # a trained ensemble, or any trained learner
     epochs: int = 10, # passes over all titles
@@ -78,8 +78,8 @@ def distill(
 ) -> TitleLearner: # the student, trained, over the teacher's loaders
     "Train a student on the teacher's probabilities of the titles, and on the labels"
     dls = teacher.dls
-    window = dls.train.sampler.window
-    if window == 1: window = 50  # the loaders of a bag do not sort; those of a recurrent student do
+    # the loaders of a bag do not sort; those of a recurrent student do
+    window = dls.train.sampler.window if dls.train.sampler.window > 1 else 50
     soft = dls.with_train(_soft_dataset(teacher, unlabelled, k), window=window)
     student = bpv_learner(soft, loss_func=DistillationLoss(weight, temperature), **kwargs)
     if bf16: student.to_bf16()

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['members_of', 'Ensemble', 'member_learner', 'snapshots']
 
-# %% ../nbs/30_ensemble.ipynb #be23827b
+# %% ../nbs/30_ensemble.ipynb #cd9ff00d
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,7 +30,7 @@ from .train.loaders import TitleDataLoaders
 from .train.members import MemberSpec, load_member, members_at_once, members_folder, train_members
 from .train.recipe import ngram_epochs
 
-# %% ../nbs/30_ensemble.ipynb #611bc4ac
+# %% ../nbs/30_ensemble.ipynb #d1e44688
 def members_of(
     learn: Learner, # over one network or over a `TitleEnsemble`
 ) -> list: # (network, whether it reads titles from their end) for each
@@ -39,25 +40,21 @@ def members_of(
 
 def _check_vocabularies(learns: Sequence[Learner]):
     "Raise `ValueError` for members with other characters or categories, or another order of them, than the first"
-    first = learns[0].dls
-    for i, learn in enumerate(learns[1:], 1):
-        pairs = dict(categories=(learn.dls.vocab, first.vocab), characters=(learn.dls.char_vocab, first.char_vocab))
-        for name, (its_own, wanted) in pairs.items():
-            if its_own == wanted: continue
-            raise ValueError(f'member {i} was trained on other {name} than member 0 ({len(its_own):,} and '
-                             f'{len(wanted):,}): train it on loaders with vocab=dls.vocab, char_vocab=dls.char_vocab')
+    for i, learn in enumerate(learns):
+        for name, attr in dict(categories='vocab', characters='char_vocab').items():
+            its_own, wanted = getattr(learn.dls, attr), getattr(learns[0].dls, attr)
+            if its_own != wanted: raise ValueError(
+                f'member {i} was trained on other {name} than member 0 ({len(its_own):,} and {len(wanted):,}): '
+                'train it on loaders with vocab=dls.vocab, char_vocab=dls.char_vocab')
 
 def _direction(net: torch.nn.Module, backwards: bool) -> str:
-    if isinstance(net, NgramBag): return 'n-grams'
-    return 'backward' if backwards else 'forward'
+    return 'n-grams' if isinstance(net, NgramBag) else 'backward' if backwards else 'forward'
 
-def _history(learn: Learner) -> tuple[pd.DataFrame, list]:
-    "Return a row for each member and the losses of its training; of one trained elsewhere only the direction is known"
-    if isinstance(learn, Ensemble): return learn.reports, learn.curves
-    directions = [_direction(*member) for member in members_of(learn)]
-    return pd.DataFrame(dict(direction=directions)), [None] * len(directions)
+def _curves(learn: Learner) -> list:
+    "Return the report of each member's training, None for one that was trained elsewhere"
+    return learn.curves if isinstance(learn, Ensemble) else [None] * len(members_of(learn))
 
-# %% ../nbs/30_ensemble.ipynb #a2c84971
+# %% ../nbs/30_ensemble.ipynb #c9f2fd0f
 class Ensemble(TitleLearner):
     "Average trained networks, forward and backward, as one learner (paper, section 4.4)"
     def __init__(self,
@@ -69,26 +66,29 @@ class Ensemble(TitleLearner):
     ):
         if weigh and average == 'prob':
             raise ValueError("shares are fitted for the average of log-probabilities: average='log_prob'")
-        learns = list(learns)
-        if not learns: raise ValueError('an ensemble needs at least one trained learner')
+        if not len(learns): raise ValueError('an ensemble needs at least one trained learner')
         _check_vocabularies(learns)
         dls = (learns[0].dls if dls is None else dls).with_backwards(False)
         members = [member for learn in learns for member in members_of(learn)]
-        metrics = [accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()]
-        super().__init__(dls, TitleEnsemble(*zip(*members), average), metrics=metrics,
-                         cbs=F1Calibration(verbose=False), path=learns[0].path)
+        super().__init__(dls, TitleEnsemble(*zip(*members), average), path=learns[0].path,
+                         metrics=[accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()],
+                         cbs=F1Calibration(verbose=False))
         self.weigh = weigh
-        reports, curves = zip(*map(_history, learns))
-        with nullcontext() if progress else self.quiet():
-            self._set_members(members, pd.concat(reports, ignore_index=True), sum(curves, []))
+        with nullcontext() if progress else self.quiet(): self._set_members(members, sum(map(_curves, learns), []))
 
-    def _set_members(self, members: list, reports: pd.DataFrame, curves: list) -> 'Ensemble':
+    @property
+    def reports(self) -> pd.DataFrame:
+        "A row for each member: its direction, and the scores of its training where `Ensemble.train` trained it"
+        return pd.DataFrame([dict(direction=_direction(*member)) | (curve.scores if curve else {})
+                             for member, curve in zip(members_of(self), self.curves)])
+
+    def _set_members(self, members: list, curves: list) -> 'Ensemble':
         "Take other members, fit their shares and calibrate"
         net = TitleEnsemble(*zip(*members), self.model.average)
-        self.model, self.reports, self.curves = net.to(self.dls.device).eval(), reports, curves
-        has_validation = len(self.dls.valid_ds) >= 20
-        if self.weigh and has_validation and len(members) > 1: self._fit_shares()
-        if has_validation: self.f1_calibration.calibrate()
+        self.model, self.curves = net.to(self.dls.device).eval(), curves
+        if len(self.dls.valid_ds) >= 20:
+            if self.weigh and len(members) > 1: self._fit_shares()
+            self.f1_calibration.calibrate()
         return self
 
     def _fit_shares(self):
@@ -108,20 +108,19 @@ class Ensemble(TitleLearner):
 
     fit_linear_cycle = fit_one_cycle = fit_flat_cos = lr_find = fit
 
-# %% ../nbs/30_ensemble.ipynb #093fe931
+# %% ../nbs/30_ensemble.ipynb #44090ee6
 def member_learner(
     dls: TitleDataLoaders, # titles and categories
     spec: MemberSpec, # what the member is
 ) -> TitleLearner: # untrained
     "Build a member with its own seed for weights, dropout and the order of batches"
     set_seed(spec.seed)
-    dls = dls.with_backwards(spec.backwards)
-    dls = dls.with_train(seed=spec.seed)
+    dls = dls.with_backwards(spec.backwards).with_train(seed=spec.seed)
     learn = (ngram_learner if spec.kind == 'ngrams' else bpv_learner)(dls, **spec.kwargs)
     if spec.bf16: learn.to_bf16()
     return learn.remove_cb(learn.f1_calibration)
 
-# %% ../nbs/30_ensemble.ipynb #cc261fe8
+# %% ../nbs/30_ensemble.ipynb #135f4880
 @patch(cls_method=True)
 def train(cls: Ensemble,
     dls: TitleDataLoaders, # titles and categories
@@ -145,59 +144,54 @@ def train(cls: Ensemble,
     """Train members and average them.
 
     Raises `ResumeError` if `resume` finds members of another training, `TrainingDiverged` at too high a rate."""
-    choices = dict(schedule=(schedule, ("'linear'", "'cosine'")), average=(average, ("'prob'", "'log_prob'")))
-    for name, (value, allowed) in choices.items():
-        if repr(value) not in allowed: raise ValueError(f'{name} is {value!r}; it can be {" or ".join(allowed)}')
+    for name, value, *allowed in (('schedule', schedule, 'linear', 'cosine'), ('average', average, 'prob', 'log_prob')):
+        if value not in allowed: raise ValueError(f'{name} is {value!r}; it can be {allowed[0]!r} or {allowed[1]!r}')
     if directions is None: directions = [False, True] * n_pairs
-    seeds = list(range(len(directions))) if seeds is None else list(seeds)
+    seeds = range(len(directions)) if seeds is None else seeds
     if len(seeds) != len(directions) or not len(directions) + ngrams:
         raise ValueError(f'{len(seeds)} seeds for {len(directions)} members')
     specs = [MemberSpec.for_loaders(dls, kwargs, backwards=bool(b), seed=seed, epochs=epochs, lr_max=lr_max,
                                     schedule=schedule, bf16=bf16, minutes=minutes)
              for b, seed in zip(directions, seeds)]
     if ngrams:
-        n_titles = len(dls.train_ds)
         specs.append(MemberSpec.for_loaders(
-            dls, ngram_sizes(n_titles), kind='ngrams', seed=len(specs), epochs=bag_epochs or ngram_epochs(n_titles),
-            schedule='falling', minutes=minutes))
-    n_jobs = n_jobs or members_at_once(dls.device, len(specs))
+            dls, ngram_sizes(len(dls.train_ds)), kind='ngrams', seed=len(specs), schedule='falling', minutes=minutes,
+            epochs=bag_epochs or ngram_epochs(len(dls.train_ds))))
     with members_folder(dls.path, specs, resume, keep) as folder:
-        train_members(dls, specs, member_learner, folder, n_jobs, progress)
+        train_members(dls, specs, member_learner, folder, n_jobs or members_at_once(dls.device, len(specs)), progress)
         trained = [load_member(dls, spec, member_learner, folder, i) for i, spec in enumerate(specs)]
         ensemble = cls([learn for learn, _ in trained], average, dls, progress, ngrams and average == 'log_prob')
-    scores = pd.DataFrame([report.scores for _, report in trained])
-    ensemble.reports = ensemble.reports.assign(seed=[spec.seed for spec in specs]).join(scores)
-    ensemble.curves = [report for _, report in trained]
+    ensemble.curves = [replace(report, scores=dict(seed=spec.seed) | report.scores)
+                       for spec, (_, report) in zip(specs, trained)]
     return ensemble
 
-# %% ../nbs/30_ensemble.ipynb #51f83aa9
+# %% ../nbs/30_ensemble.ipynb #be9a2b8f
 @patch
 def plot_training(self: Ensemble,
     axs: Sequence[Axes] | None = None, # two axes to draw on; a new figure if None
 ) -> Sequence[Axes]: # what was drawn on
     "Plot the members' losses in training. Raises `ValueError` if none was trained by `Ensemble.train`"
-    if not any(self.curves): raise ValueError('the members were trained before they came together: ask each of them')
+    trained = [(name, curve) for name, curve in zip(self.reports['direction'], self.curves) if curve is not None]
+    if not trained: raise ValueError('the members were trained before they came together: ask each of them')
     if axs is None: axs = plt.subplots(1, 2, figsize=(9, 2.6), layout='constrained')[1]
-    for name, curve in zip(self.reports['direction'], self.curves):
-        if curve is None: continue
+    for name, curve in trained:
         axs[0].plot(curve.epochs, curve.losses, lw=1, label=name)
         axs[1].plot(range(1, len(curve.valid) + 1), curve.valid, 'o-', ms=3, label=name)
-    axs[0].set(xlabel='epochs', ylabel='training loss, smoothed'); axs[0].legend(frameon=False)
+    axs[0].set(xlabel='epochs', ylabel='training loss, smoothed')
+    axs[0].legend(frameon=False)
     axs[1].set(xlabel='epochs', ylabel='validation loss')
     return axs
 
-# %% ../nbs/30_ensemble.ipynb #6856f528
+# %% ../nbs/30_ensemble.ipynb #2e8259f1
 @patch
 def add(self: Ensemble,
     learn: Learner, # a trained learner over the same vocabularies, or an ensemble
 ) -> Ensemble: # itself, calibrated again
     "Add a learner's members. Raises `ValueError` for other vocabularies"
     _check_vocabularies([self, learn])
-    reports, curves = _history(learn)
-    return self._set_members(members_of(self) + members_of(learn),
-                             pd.concat([self.reports, reports], ignore_index=True), self.curves + curves)
+    return self._set_members(members_of(self) + members_of(learn), self.curves + _curves(learn))
 
-# %% ../nbs/30_ensemble.ipynb #a3b10169
+# %% ../nbs/30_ensemble.ipynb #7651762d
 @patch
 def drop(self: Ensemble,
     i: int, # number of the member, from 0
@@ -207,9 +201,9 @@ def drop(self: Ensemble,
     if not 0 <= i < len(members) or len(members) == 1:
         raise ValueError(f'there is no member {i} that could be dropped, of {len(members)}')
     del members[i], curves[i]
-    return self._set_members(members, self.reports.drop(index=i).reset_index(drop=True), curves)
+    return self._set_members(members, curves)
 
-# %% ../nbs/30_ensemble.ipynb #e225cda9
+# %% ../nbs/30_ensemble.ipynb #dea0adba
 def snapshots(
     learn: TitleLearner, # an untrained learner
     n: int = 3, # cycles, and members
@@ -222,7 +216,6 @@ def snapshots(
     for _ in range(n):
         learn.fit_linear_cycle(epochs, lr_max)
         nets.append(copy.deepcopy(learn.model))
-    last = learn.model
-    learn.model = TitleEnsemble(nets, [learn.dls.train.backwards] * n, average)
-    try: return Ensemble([learn], average, progress=hasattr(learn, 'progress'))
-    finally: learn.model = last
+    together = copy.copy(learn)
+    together.model = TitleEnsemble(nets, [learn.dls.train.backwards] * n, average)
+    return Ensemble([together], average, progress=hasattr(learn, 'progress'))

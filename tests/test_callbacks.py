@@ -23,7 +23,7 @@ from bpv_fastai.learner import bpv_learner
 from bpv_fastai.models.network import TitleClassifier
 from bpv_fastai.train.callbacks import F1Calibration, StopAtDivergence, WeightedF1, best_preds
 from bpv_fastai.train.loaders import TitleDataLoaders
-from bpv_fastai.train.schedule import LinearLRFinder, PiecewiseLinear, linear_cycle
+from bpv_fastai.train.schedule import LinearLRFinder, linear_cycle
 
 
 def learner(n=400, valid_pct=.25, **kwargs):
@@ -38,9 +38,6 @@ def fit(learn, *args, **kwargs):
 
 
 def test_refused_schedules():
-    with pytest.raises(ValueError, match='from 0 to 1'): PiecewiseLinear([0, .5], [0, 1])
-    with pytest.raises(ValueError, match='must rise'): PiecewiseLinear([0, .6, .5, 1], [0, 1, 1, 0])
-    with pytest.raises(ValueError, match='2 points for 3'): PiecewiseLinear([0, 1], [0, 1, 2])
     with pytest.raises(ValueError, match='pct_up is 0.6'): linear_cycle(pct_up=.6)
 
 

@@ -171,7 +171,7 @@ bad_input = {
     'no model': ('bpv_predict', ['nowhere', 'one.tsv'], 'there is no such folder'),
     'a folder that is no model': ('bpv_predict', ['.', 'one.tsv'], 'holds no categorizer'),
     'output of a kind nobody knows': ('bpv_predict', [saved, 'one.tsv', '--out', 'x.doc'], 'its name does not tell what it is'),
-    'compressed twice': ('bpv_predict', [saved, 'one.tsv', '--out', 'x.parquet.gz'], 'leave .gz out of the name'),
+    'compressed twice': ('bpv_predict', [saved, 'one.tsv', '--out', 'x.parquet.gz'], 'Remove .gz from the name'),
     'a column that is not there': ('bpv_predict', [saved, 'one.tsv', '--columns', 'titel'], "no column 'titel'"),
     'a position that is not there': ('bpv_predict', [saved, 'one.tsv', '--title', '3'], 'no column 3'),
     'output over input': ('bpv_predict', [saved, 'one.tsv', '--out', 'one.tsv'], 'this is where the titles come from'),

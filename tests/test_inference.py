@@ -1,4 +1,6 @@
 "The one loop for probabilities: order, threads, memory, and equality with a loop written out."
+import io
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -176,6 +178,10 @@ def test_top_probs_and_tail_against_the_full_matrix(titles, ensemble, k):
     assert np.allclose(top.tail, np.stack([others.sum(0), (others**2).sum(0)], 1), rtol=1e-5, atol=1e-6)
     assert np.allclose(top.totals, probs.sum(0, dtype=np.float64), rtol=1e-5)
 
+    without_tail = top_probs(ensemble, batches, k, tail=False)
+    assert np.array_equal(without_tail.values, top.values) and np.array_equal(without_tail.ids, top.ids)
+    assert without_tail.tail.shape == top.tail.shape and not without_tail.tail.any()
+
     gatherer = TopProbsGatherer(k)
     for start in range(0, len(probs), 50): gatherer.add(probs[start:start + 50])
     gathered = gatherer.result()
@@ -220,10 +226,13 @@ def test_log_probs_can_be_trained_on(titles, net):
 
 
 def test_usable_cores_reads_the_quota_of_the_container(monkeypatch):
-    from bpv_fastai.models import inference
-    monkeypatch.setattr(inference.os, 'sched_getaffinity', lambda pid: set(range(8)), raising=False)
-    for quota, cores in (('150000 100000', 2), ('max 100000', 8), ('1000 100000', 1), ('9900000 100000', 8), ('?', 8)):
-        monkeypatch.setattr(inference.Path, 'read_text', lambda self, quota=quota: quota)
+    from joblib.externals.loky.backend import context
+    monkeypatch.delenv('LOKY_MAX_CPU_COUNT', raising=False)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 16)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(os.path, 'exists', lambda path: True)
+    for quota, cores in (('150000 100000', 2), ('max 100000', 8), ('1000 100000', 1), ('9900000 100000', 8)):
+        monkeypatch.setattr(context, 'open', lambda path, quota=quota: io.StringIO(quota), raising=False)
         assert usable_cores() == cores
 
 

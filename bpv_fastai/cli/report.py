@@ -19,7 +19,7 @@ from ..ensemble import Ensemble
 from ..train.callbacks import best_preds
 from ..use.baseline import linear_baseline
 
-# %% ../../nbs/cli/35_report.ipynb #12d49c4b
+# %% ../../nbs/cli/35_report.ipynb #a4c54988
 def judge_ensemble(
     learn: Ensemble, # trained
 ) -> dict: # counts and scores; the decided ones are None if there are too few validation titles
@@ -58,7 +58,7 @@ def result_table(
     width = max(len(name) for name, *_ in rows)
     table = pd.DataFrame(rows, columns=[' ' * width, 'precision', 'recall', 'weighted F1', 'seconds'])
     formats = {' ' * width: f'{{:<{width}}}'.format, 'seconds': lambda s: '' if pd.isna(s) else f'{s:.0f}'}
-    return table.to_string(index=False, float_format='{:.4f}'.format, formatters=formats)
+    return table.to_string(index=False, na_rep='', float_format='{:.4f}'.format, formatters=formats)
 
 # %% ../../nbs/cli/35_report.ipynb #38d8b3ff
 def save_picture(

@@ -6,7 +6,7 @@
 __all__ = ['PART_SIZE', 'CatalogReport', 'catalog_report', 'select_columns', 'read_catalog', 'split_catalog', 'split_by_column',
            'drop_unseen', 'plot_category_counts', 'plot_title_lengths']
 
-# %% ../../nbs/data/40_catalog.ipynb #1689ce8a
+# %% ../../nbs/data/40_catalog.ipynb #028a3eeb
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ from fastcore.basics import patch
 from matplotlib.axes import Axes
 
 from .errors import CatalogError, Remedy
-from .tables import BadCell, TablePart, TableReader, as_text, text_problem
+from .tables import BadCell, TablePart, TableReader, as_text, no_column_error, text_problem
 
-# %% ../../nbs/data/40_catalog.ipynb #246059dc
+# %% ../../nbs/data/40_catalog.ipynb #d789f54e
 @dataclass
 class CatalogReport:
     "What `read_catalog` read and what it left out"
@@ -41,15 +41,14 @@ class CatalogReport:
         return pd.DataFrame(self.bad, columns=list(BadCell._fields))
 
     def __str__(self):
-        parts = [f'{self.source}: {self.titles:,} titles in {self.categories:,} categories']
-        if self.repeated: parts.append(f'{self.repeated:,} repeat an earlier title')
-        if self.ambiguous: parts.append(f'{self.ambiguous:,} titles have several categories')
-        if self.numbers: parts.append('whose names were numbers and are now text')
-        if self.shared:
-            advice = "(drop_duplicates('title') avoids that)"
-            parts.append(f'{self.shared:,} validation titles are also in training {advice}')
-        if self.dropped: parts.append(f"{self.dropped:,} bad rows left out (the report's bad_rows lists them)")
-        return ', '.join(parts)
+        shared = f"{self.shared:,} validation titles are also in training (drop_duplicates('title') avoids that)"
+        notes = [(self.repeated, f'{self.repeated:,} repeat an earlier title'),
+                 (self.ambiguous, f'{self.ambiguous:,} titles have several categories'),
+                 (self.numbers, 'whose names were numbers and are now text'),
+                 (self.shared, shared),
+                 (self.dropped, f"{self.dropped:,} bad rows left out (the report's bad_rows lists them)")]
+        first = f'{self.source}: {self.titles:,} titles in {self.categories:,} categories'
+        return ', '.join([first, *(note for applies, note in notes if applies)])
 
 # %% ../../nbs/data/40_catalog.ipynb #f20b5d89
 @patch(cls_method=True)
@@ -80,50 +79,44 @@ def catalog_report(
     fields = df.attrs['catalog']
     return CatalogReport(**{**fields, 'bad': [BadCell(*cell) for cell in json.loads(fields['bad'])]})
 
-# %% ../../nbs/data/40_catalog.ipynb #f219620a
+# %% ../../nbs/data/40_catalog.ipynb #1994089b
 def select_columns(
     df: pd.DataFrame, # any table
     columns: list, # names
 ) -> pd.DataFrame: # these columns, in this order
     "Select columns. Raises `CatalogError` that names the columns `df` has, if one is missing or not unique"
-    absent = [c for c in columns if c not in df.columns]
-    if absent:
-        names = '{title_col}' if len(columns) == 1 else '{title_col} and {category_col}'
-        problem = f'no column {", ".join(map(repr, absent))}; it has {", ".join(map(repr, df.columns))}'
-        raise CatalogError(problem, path='DataFrame', remedy=Remedy(f'Name yours with {names}'))
+    if not all(c in df.columns for c in columns): raise no_column_error(columns, df.columns, 'DataFrame')
     selected = df[columns]
     if selected.shape[1] != len(columns):
         raise CatalogError(f'several columns have a name of {columns}', path='DataFrame', remedy='Rename them')
     return selected
 
-# %% ../../nbs/data/40_catalog.ipynb #b26bd775
+# %% ../../nbs/data/40_catalog.ipynb #dcf79eec
 PART_SIZE = 100_000  # rows whose cells are Python's own strings at the same time
 
 def _parts_of(df: pd.DataFrame) -> Iterator[TablePart]:
     "Cut a DataFrame into parts, at least one"
-    df = df.copy(deep=False)
-    df.attrs = {}  # pandas compares the attrs of all parts when it concatenates them
     for start in range(0, max(1, len(df)), PART_SIZE): yield TablePart(df.iloc[start:start + PART_SIZE], [])
 
 def _check_part(
     part: TablePart, # its first two columns are titles and categories
-    asked: dict, # the names by which these two were requested
 ) -> tuple[pd.DataFrame, list[BadCell]]:
     "Give the usable rows with titles and categories as text, and what is wrong with the others"
-    texts = {name: as_text(part.df[name]) for name in asked}
-    wrong = sorted((i, name, problem) for name, values in texts.items() for i, value in enumerate(values)
-                   if (problem := text_problem(value)))
-    labels = part.df.index[[i for i, _, _ in wrong]].tolist()
-    bad = [BadCell(label if isinstance(label, (int, str)) else str(label), asked[name], problem, texts[name][i])
-           for label, (i, name, problem) in zip(labels, wrong)]
+    df = part.df
+    texts = {name: as_text(df[name]) for name in df.columns[[1, 0]]}  # of a row's problems the category's comes first
+    wrong = [(i, name, problem) for name, values in texts.items() for i, problem in enumerate(map(text_problem, values))
+             if problem]
+    wrong.sort(key=lambda cell: cell[0])
+    positions = [i for i, _, _ in wrong]
+    labels = [label if isinstance(label, (int, str)) else str(label) for label in df.index[positions].tolist()]
+    bad = [BadCell(label, name, problem, texts[name][i]) for label, (i, name, problem) in zip(labels, wrong)]
     if part.misshapen: bad = sorted(bad + part.misshapen, key=lambda cell: cell.row)
     bad = [cell._replace(value=repr(cell.value)[:200]) for cell in bad]
-    usable = np.ones(len(part.df), bool)
-    usable[[i for i, _, _ in wrong]] = False
-    columns = {name: pd.Series(values, index=part.df.index, dtype=object) for name, values in texts.items()}
-    return part.df.assign(**columns)[usable].astype(dict.fromkeys(asked, 'str')), bad
+    columns = {name: pd.Series(values, df.index, dtype=object) for name, values in texts.items()}
+    usable = pd.DataFrame(dict(df.items()) | columns).iloc[np.delete(np.arange(len(df)), positions)]
+    return usable.astype(dict.fromkeys(texts, 'str')), bad
 
-# %% ../../nbs/data/40_catalog.ipynb #3d835ff4
+# %% ../../nbs/data/40_catalog.ipynb #3ad56a8e
 _numeric = {'integer', 'floating', 'mixed-integer-float', 'decimal'}  # as pandas infers them
 
 def read_catalog(
@@ -142,19 +135,17 @@ def read_catalog(
         raise CatalogError(f'title and category must be two columns, not both {title_col!r}', path=name)
     if len(set(columns)) < len(columns): raise CatalogError(f'a column is named twice in {columns}', path=name)
     parts = TableReader(source, columns).parts(PART_SIZE) if from_file else _parts_of(select_columns(source, columns))
-    usable, bad, n, n_bad, numbers = [], [], 0, 0, False
+    usable, bad, n, numbers = [], [], 0, False
     for part in parts:
         numbers |= pd.api.types.infer_dtype(part.df.iloc[:, 1]) in _numeric
-        named = part._replace(df=part.df.set_axis(['title', 'category', *other_cols], axis=1))
-        rows, wrong = _check_part(named, dict(title=title_col, category=category_col))
+        rows, wrong = _check_part(part)
         usable.append(rows)
+        bad += wrong
         n += len(part.df) + len(part.misshapen)
-        n_bad += len(wrong)
-        if on_bad == 'drop' or not bad: bad += wrong
     if not n: raise CatalogError('no rows', path=name)
-    if bad and on_bad == 'raise': raise _bad_row_error(name, bad[0], n_bad)
-    df = pd.concat(usable, ignore_index=from_file)
-    if not len(df):
+    if bad and on_bad == 'raise': raise _bad_row_error(name, bad)
+    df = pd.concat(usable, ignore_index=from_file).set_axis(['title', 'category', *other_cols], axis=1)
+    if df.empty:
         problem = f'none of the {n:,} rows is usable; the first: {bad[0].problem} (row {bad[0].row})'
         raise CatalogError(problem, path=name)
     report = CatalogReport.from_df(df, name, dropped=n - len(df), bad=bad, numbers=numbers)
@@ -162,12 +153,12 @@ def read_catalog(
     if verbose: print(report)
     return df
 
-def _bad_row_error(source: str, bad: BadCell, n_bad: int) -> CatalogError:
-    "Make the error that names the first bad row of `n_bad`"
-    total = f'. {n_bad:,} cells or rows are bad in all' if n_bad > 1 else ''
+def _bad_row_error(source: str, bad: list[BadCell]) -> CatalogError:
+    "Make the error that names the first bad row"
+    row, column, problem, _ = bad[0]
+    total = f'. {len(bad):,} cells or rows are bad in all' if len(bad) > 1 else ''
     remedy = Remedy('Correct them, or leave such rows out with {on_bad}; the report lists them', on_bad='drop')
-    column = None if bad.column == '' else bad.column
-    return CatalogError(bad.problem + total, path=source, row=bad.row, column=column, remedy=remedy)
+    return CatalogError(problem + total, path=source, row=row, column=None if column == '' else column, remedy=remedy)
 
 # %% ../../nbs/data/40_catalog.ipynb #b20700b7
 def split_catalog(
@@ -205,7 +196,7 @@ def split_by_column(
     if is_valid.all(): raise CatalogError(f'column {valid_col!r} puts every row into validation; none is for training')
     return df[~is_valid], df[is_valid]
 
-# %% ../../nbs/data/40_catalog.ipynb #51a841f9
+# %% ../../nbs/data/40_catalog.ipynb #db796866
 def drop_unseen(
     valid: pd.DataFrame, # validation rows
     known: Iterable[str], # categories that a model will know
@@ -213,14 +204,14 @@ def drop_unseen(
 ) -> tuple[pd.DataFrame, list[BadCell]]: # the other rows; and what was dropped
     "Leave validation rows out whose category is unknown. Raises `CatalogError` unless they may be dropped"
     is_known = valid['category'].isin(list(known))
-    unseen = valid.loc[~is_known, 'category']
-    problem = 'no training title has this category'
-    bad = [BadCell(row, 'category', problem, name) for row, name in zip(unseen.index.tolist(), unseen)]
+    bad = [BadCell(row, 'category', 'no training title has this category', category)
+           for row, category in valid.loc[~is_known, 'category'].items()]
     if not bad: return valid, bad
     summary = (f'{len(bad):,} validation titles have a category that no training title has, '
                f'the first {bad[0].value!r} in row {bad[0].row!r}')
-    remedy = Remedy('Move such rows to training, or leave them out of validation with {on_bad}', on_bad='drop')
-    if on_bad == 'raise': raise CatalogError(summary, remedy=remedy)
+    if on_bad == 'raise':
+        remedy = Remedy('Move such rows to training, or leave them out of validation with {on_bad}', on_bad='drop')
+        raise CatalogError(summary, remedy=remedy)
     print(f'{summary}; left out: no network can predict them, so the scores are a little too good')
     return valid[is_known], bad
 

@@ -54,21 +54,19 @@ def remove_folder(
     if beside.exists(): shutil.rmtree(beside)  # of a process that was killed here
     if folder.exists(): shutil.rmtree(folder.replace(beside))
 
-# %% ../../nbs/data/20_files.ipynb #364ebd8b
+# %% ../../nbs/data/20_files.ipynb #929f68c6
 @contextmanager
 def lock_folder(
     folder: str | Path, # made if it is missing; the lock is the file `lock` in it
 ) -> Iterator[bool]: # whether the lock is held: False if another holder has it
     "Lock a folder for the length of the block, without waiting"
-    lock = FileLock(Path(folder)/'lock', blocking=False)
+    lock, is_held = FileLock(Path(folder)/'lock', blocking=False), True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about a file system without flock, where filelock marks the file instead
             lock.acquire()
-        is_held = True
     except Timeout: is_held = False
-    except OSError:
+    except OSError:  # a file system without any kind of lock, where the folder counts as locked
         if not (Path(folder)/'lock').exists(): raise  # the folder cannot be written to
-        is_held = True  # a file system without any kind of lock
     try: yield is_held
     finally: lock.release()

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['usda_foods', 'synthetic_catalog']
 
-# %% ../../nbs/data/50_samples.ipynb #07a4e1e5
+# %% ../../nbs/data/50_samples.ipynb #de3553ef
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def _one_category_each(df: pd.DataFrame) -> pd.DataFrame:
     best = counts.sort_values('n', ascending=False, kind='stable').drop_duplicates('title')
     return best.sort_index()[['title', 'category']].reset_index(drop=True)
 
-# %% ../../nbs/data/50_samples.ipynb #e9af89f8
+# %% ../../nbs/data/50_samples.ipynb #c659c93d
 def usda_foods(
     dedup: bool = True, # keep each title once, with its most frequent category (264,343 of 375,977 rows)
 ) -> pd.DataFrame: # `title`, `category`
@@ -42,9 +43,7 @@ def usda_foods(
     is_branded = (raw['data_type'] == 'branded_food') & (raw['foodName'] != '') & (raw['food_category'] != '')
     df = raw.loc[is_branded, list(columns)].rename(columns=columns).reset_index(drop=True)
     df = read_catalog(_one_category_each(df) if dedup else df, verbose=False)
-    report = catalog_report(df)
-    report.source = 'USDA foods'
-    report.attach(df)
+    replace(catalog_report(df), source='USDA foods').attach(df)
     return df
 
 # %% ../../nbs/data/50_samples.ipynb #123ca776

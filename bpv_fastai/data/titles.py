@@ -4,52 +4,52 @@
 
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'count_points', 'CharVocab', 'decode_tokens', 'CategoryVocab', 'Titles', 'warn_cut',
-           'encode_titles', 'save_titles', 'load_titles']
+           'encode_titles']
 
-# %% ../../nbs/data/60_titles.ipynb #49e57ca9
-import json
+# %% ../../nbs/data/60_titles.ipynb #2136b6d7
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
-from itertools import count
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .errors import CatalogError
-from .files import whole_file
+from .errors import CatalogError, Remedy, TitleWarning
 from .tables import as_text, text_problem
 
-# %% ../../nbs/data/60_titles.ipynb #d7725fcd
+# %% ../../nbs/data/60_titles.ipynb #5dc984a9
 def _code_points(titles: Sequence[str]) -> np.ndarray:
     "Concatenate all characters of `titles`, as uint32"
     return np.frombuffer(''.join(titles).encode('utf-32-le', 'surrogatepass'), np.uint32)
 
-def _chunks(items: Sequence, size: int = 100_000) -> Iterator[Sequence]:
-    "Yield slices of `size` items, which bounds the working memory"
-    by_position = getattr(items, 'iloc', items)  # a Series is sliced by position, whatever its index
-    for i in range(0, len(items), size): yield by_position[i:i + size]
+_chunk = 100_000  # titles that are worked on together, which bounds the memory
+
+def _text_chunks(titles: Sequence[str]) -> Iterator[list]:
+    "Yield lists of titles. Raise `CatalogError` for an entry that is not text"
+    by_position = getattr(titles, 'iloc', titles)  # a Series is sliced by position, whatever its index
+    for start in range(0, len(titles), _chunk):
+        chunk = pd.Series(by_position[start:start + _chunk], dtype=object).tolist()
+        for i, title in enumerate(chunk, start):
+            if not isinstance(title, str):
+                raise CatalogError(f'title {i} is {text_problem(title)}',
+                                   remedy='Give every title as text, or leave it out')
+        yield chunk
 
 def count_points(
     titles: Sequence[str], # text
 ) -> pd.Series: # number of occurrences, indexed by code point
     "Count how often each character occurs"
     counts = np.zeros(0x110000, np.int64)
-    for chunk in _chunks(titles): counts += np.bincount(_code_points(chunk), minlength=len(counts))
+    for chunk in _text_chunks(titles): counts += np.bincount(_code_points(chunk), minlength=len(counts))
     return pd.Series(counts, dtype=np.int64).loc[lambda c: c > 0]
 
-# %% ../../nbs/data/60_titles.ipynb #26c6eb91
+# %% ../../nbs/data/60_titles.ipynb #8c49ca31
 class _Vocab:
     "A list of distinct entries, by falling frequency"
     def __eq__(self, other): return type(self) is type(other) and self.entries == other.entries
     def __reduce__(self): return type(self), (self.entries,)
-    def to_json(self) -> str: return json.dumps({type(self).__name__: self.entries})
-    @classmethod
-    def from_json(cls, text: str): return cls(json.loads(text)[cls.__name__])
 
-# %% ../../nbs/data/60_titles.ipynb #6c13b21a
+# %% ../../nbs/data/60_titles.ipynb #c2a5490f
 PAD, BOS, EOS, UNK = range(4)
 _specials = ['xxpad', 'xxbos', 'xxeos', 'xxunk']
 
@@ -63,6 +63,7 @@ class CharVocab(_Vocab):
         if len(set(self.chars)) < len(self.chars): raise ValueError('chars must be distinct')
         if len(self) > 2**16: raise ValueError(f'{len(self):,} tokens; at most 65,536 fit: raise min_freq')
         self.points = np.array([0xfffd] * 4 + [ord(c) for c in self.chars], np.uint32)  # code point of each token id
+        self.dtype = np.dtype(np.uint8 if len(self) <= 256 else np.uint16)  # of token ids
         self._ids = np.full(0x110000, UNK, self.dtype)  # token id of each code point
         self._ids[self.points[4:]] = np.arange(4, len(self))
 
@@ -76,8 +77,6 @@ class CharVocab(_Vocab):
         points = points[points >= max(1, min_freq)].sort_values(ascending=False, kind='stable')
         return cls([chr(p) for p in points.index])
 
-    @property
-    def dtype(self) -> np.dtype: return np.dtype(np.uint8 if len(self) <= 256 else np.uint16)
     @property
     def itos(self) -> list: return _specials + self.chars
     def __len__(self): return 4 + len(self.chars)
@@ -100,7 +99,7 @@ def decode_tokens(
     is_char = ids >= UNK
     return _text(vocab, ids[is_char], is_char.sum(1))
 
-# %% ../../nbs/data/60_titles.ipynb #8ffe02e2
+# %% ../../nbs/data/60_titles.ipynb #b47f8128
 def _as_column(values: Sequence) -> pd.Series:
     "Return a text column unchanged, and anything else as a column of Python objects"
     is_text = isinstance(values, pd.Series) and isinstance(values.dtype, pd.StringDtype)
@@ -127,11 +126,9 @@ class CategoryVocab(_Vocab):
         categories: Sequence, # names; numbers are read as `read_catalog` reads them
     ) -> np.ndarray: # (n,) int64 ids, -1 where a category is not in the vocabulary
         "Look up the ids of categories"
-        names, codes = _as_column(categories), None
-        if isinstance(names.dtype, pd.StringDtype): codes, names = pd.factorize(names)  # look up each name once
-        names = as_text(pd.Series(names, dtype=object))
-        ids = self._index.get_indexer(pd.Index(names, dtype=object)).astype(np.int64)
-        return ids if codes is None else np.append(ids, -1)[codes]  # a missing value has code -1, so it gets id -1
+        names = _as_column(categories)
+        if not isinstance(names.dtype, pd.StringDtype): names = as_text(names)
+        return self._index.get_indexer(pd.Index(names, dtype=object)).astype(np.int64)
 
     def encode_known(self,
         categories: pd.Series, # names, all of which must be in the vocabulary
@@ -145,14 +142,12 @@ class CategoryVocab(_Vocab):
         return ids
 
     def decode(self, ids: Iterable[int]) -> list: return [self.entries[int(i)] for i in ids]
-    @cached_property
-    def o2i(self) -> dict: return {c: i for i, c in enumerate(self.entries)}  # fastai's name for the ids of categories
     def __len__(self): return len(self.entries)
     def __getitem__(self, i): return self.entries[i]
     def __iter__(self): return iter(self.entries)
     def __repr__(self): return f'CategoryVocab of {len(self)}: {", ".join(self.entries[:5])}{" …" * (len(self) > 5)}'
 
-# %% ../../nbs/data/60_titles.ipynb #262b3f88
+# %% ../../nbs/data/60_titles.ipynb #12fc16b5
 class Titles:
     "Encoded titles as one flat buffer of token ids (uint8 or uint16) and n+1 offsets (int64)"
     def __init__(self,
@@ -172,28 +167,16 @@ class Titles:
 
     @property
     def lengths(self) -> np.ndarray: return np.diff(self.offsets)
-    @property
-    def nbytes(self) -> int: return self.buffer.nbytes + self.offsets.nbytes
     def __len__(self): return len(self.offsets) - 1
     def __getitem__(self, i: int) -> np.ndarray:
         if not -len(self) <= i < len(self): raise IndexError(f'title {i} of {len(self)}')
         i %= len(self)
         return self.buffer[self.offsets[i]:self.offsets[i + 1]]
     def __repr__(self):
-        return (f'Titles: {len(self):,} titles, {len(self.buffer):,} tokens of {len(self.vocab)}, '
-                f'{self.nbytes / 1e6:.1f} MB')
+        megabytes = (self.buffer.nbytes + self.offsets.nbytes) / 1e6
+        return f'Titles: {len(self):,} titles, {len(self.buffer):,} tokens of {len(self.vocab)}, {megabytes:.1f} MB'
 
-# %% ../../nbs/data/60_titles.ipynb #8d484766
-def _text_chunks(titles: Sequence[str], size: int = 100_000) -> Iterator[list]:
-    "Yield lists of `size` titles. Raise `CatalogError` for an entry that is not text"
-    for start, chunk in zip(count(0, size), _chunks(titles, size)):
-        if hasattr(chunk, 'dtype'): chunk = np.asarray(chunk, dtype=object).tolist()
-        for i, title in enumerate(chunk, start):
-            if not isinstance(title, str):
-                raise CatalogError(f'title {i} is {text_problem(title)}',
-                                   remedy='Give every title as text, or leave it out')
-        yield chunk
-
+# %% ../../nbs/data/60_titles.ipynb #5618cd1a
 def _encode_chunk(titles: list, lengths: np.ndarray, vocab: CharVocab) -> np.ndarray:
     "Return the token ids of some titles, each between begin and end"
     stops = np.cumsum(lengths)
@@ -205,8 +188,8 @@ def warn_cut(
 ):
     "Warn once about all titles that were longer than `max_len`"
     n_cut, n = sum(t.n_cut for t in titles), sum(map(len, titles))
-    if n_cut: warnings.warn(f'{n_cut:,} of {n:,} titles are longer than {titles[0].max_len} characters and were '
-                            'cut there; max_len= changes that', stacklevel=3)
+    problem = f'{n_cut:,} of {n:,} titles are longer than {titles[0].max_len} characters and were cut there'
+    if n_cut: warnings.warn(TitleWarning(problem, remedy=Remedy('{max_len} changes that')), stacklevel=3)
 
 # %% ../../nbs/data/60_titles.ipynb #50e534bd
 def encode_titles(
@@ -229,36 +212,13 @@ def encode_titles(
     if warn: warn_cut(encoded)
     return encoded
 
-# %% ../../nbs/data/60_titles.ipynb #15c7657d
+# %% ../../nbs/data/60_titles.ipynb #545ae5bd
 @patch
 def decode(self: Titles) -> list:
     "Return the titles as strings"
     texts = []
-    for starts, lengths in zip(_chunks(self.offsets[:-1]), _chunks(self.lengths)):
-        ids = self.buffer[starts[0]:starts[-1] + lengths[-1]]
-        texts += _text(self.vocab, ids[ids >= UNK], lengths - 2)
+    for i in range(0, len(self), _chunk):
+        offsets = self.offsets[i:i + _chunk + 1]
+        ids = self.buffer[offsets[0]:offsets[-1]]
+        texts += _text(self.vocab, ids[ids >= UNK], np.diff(offsets) - 2)
     return texts
-
-# %% ../../nbs/data/60_titles.ipynb #27c84f4a
-def save_titles(
-    titles: Titles, # what to save
-    path: str | Path, # an .npz file
-) -> Path: # where it was saved
-    "Save encoded titles with their vocabulary"
-    with whole_file(path) as beside, open(beside, 'wb') as f:
-        np.savez(f, buffer=titles.buffer, offsets=titles.offsets, points=titles.vocab.points[4:],
-                 n_cut=titles.n_cut, max_len=titles.max_len)
-    return Path(path)
-
-def load_titles(
-    path: str | Path, # an .npz file from `save_titles`
-) -> Titles:
-    "Load encoded titles. Raise `CatalogError` if the file is damaged or of another kind"
-    try:
-        with np.load(path, allow_pickle=False) as f:
-            vocab = CharVocab([chr(p) for p in f['points']])
-            return Titles(f['buffer'], f['offsets'], vocab, int(f['n_cut']), int(f['max_len']))
-    except FileNotFoundError: raise CatalogError('there is no such file', path=path) from None
-    except Exception as e:
-        raise CatalogError(f'not a file of encoded titles, or damaged ({e})', path=path,
-                           remedy='Encode the titles again') from None

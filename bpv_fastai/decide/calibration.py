@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 
 from .probabilities import TopProbs, as_top_probs
 
-# %% ../../nbs/decide/40_calibration.ipynb #f81e18c1
+# %% ../../nbs/decide/40_calibration.ipynb #976d6bc3
 def probability_steps(
     probs: np.ndarray | TopProbs, # (n, categories) probabilities
     targs: np.ndarray, # (n,) true category ids
@@ -30,13 +30,11 @@ def probability_steps(
         claims=np.bincount(step.ravel(), minlength=n_steps),
         promised=np.bincount(step.ravel(), top.values.ravel().astype(np.float64), n_steps),
         true=np.bincount(step[hit], minlength=n_steps)))
-    df['claims'] = df['claims'].astype(np.int64)
-    df.loc[0, 'claims'] += len(top) * (top.n_categories - top.values.shape[1])
-    df.loc[0, 'promised'] += top.tail[:, 0].sum()
-    df.loc[0, 'true'] += len(top) - hit.any(1).sum()
+    n_left_out = len(top) * (top.n_categories - top.values.shape[1])
+    df.loc[0, ['claims', 'promised', 'true']] += [n_left_out, top.tail[:, 0].sum(), len(top) - hit.any(1).sum()]
     return df
 
-# %% ../../nbs/decide/40_calibration.ipynb #f48336d1
+# %% ../../nbs/decide/40_calibration.ipynb #58d2b1a0
 def _smooth(steps: pd.DataFrame, window: int) -> pd.DataFrame:
     "Moving sums over `window` steps; the first step, which holds nearly all claims, is left out of them"
     return pd.concat([steps[:1], steps[1:].rolling(window, center=True, min_periods=1).sum()])
@@ -47,20 +45,14 @@ def _hat(p: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 def _slopes(knots: np.ndarray) -> np.ndarray:
     "Matrix that maps ratios to the slopes of probability times ratio at both ends of each piece"
-    rows = []
-    for j, (a, b) in enumerate(zip(knots, knots[1:])):
-        for end in (a, b):
-            row = np.zeros(len(knots))
-            row[j] = (b - 2 * end) / (b - a)
-            row[j + 1] = (2 * end - a) / (b - a)
-            rows.append(row)
-    return np.array(rows)
+    a, b, unit = knots[:-1, None], knots[1:, None], np.eye(len(knots))
+    ends = [((b - 2 * end) * unit[:-1] + (2 * end - a) * unit[1:]) / (b - a) for end in (a, b)]
+    return np.stack(ends, 1).reshape(-1, len(knots))
 
-# %% ../../nbs/decide/40_calibration.ipynb #5adf23c6
+# %% ../../nbs/decide/40_calibration.ipynb #9c2f4566
 def _fit_ratios(steps: pd.DataFrame, knots: np.ndarray, window: int) -> np.ndarray:
     "Ratios at the knots: constrained weighted least squares, with a weak pull towards 1 where there is no evidence"
-    smooth = _smooth(steps, window)
-    smooth = smooth[smooth['promised'].to_numpy() > 0]
+    smooth = _smooth(steps, window).query('promised > 0')
     claims, promised, true = (smooth[name].to_numpy() for name in ('claims', 'promised', 'true'))
     expected = _hat(promised / claims, knots) * promised[:, None]
     spread = np.sqrt(true * (1 - np.minimum(true / claims, .999)) + 1)
@@ -75,7 +67,7 @@ def _fit_ratios(steps: pd.DataFrame, knots: np.ndarray, window: int) -> np.ndarr
         ratios = np.nan_to_num(ratios, nan=1.) * .999 + .001
     return ratios if np.isfinite(ratios).all() and (slopes @ ratios >= 0).all() else np.ones(len(knots))
 
-# %% ../../nbs/decide/40_calibration.ipynb #a47ab0ff
+# %% ../../nbs/decide/40_calibration.ipynb #4063a086
 class ProbabilityCalibrator:
     "Multiplies probabilities by a piecewise-linear ratio of measured accuracy to predicted probability (paper, 5.6.1)"
     def __init__(self,
@@ -105,17 +97,11 @@ class ProbabilityCalibrator:
 
     def transform(self,
         probs: np.ndarray | TopProbs, # (n, categories) probabilities
-        renormalise: bool = False, # scale each title's probabilities so that they add up to 1 (of a matrix only)
     ) -> np.ndarray | TopProbs: # of the given kind
         "Calibrate probabilities"
-        if isinstance(probs, TopProbs):
-            if renormalise: raise ValueError('renormalise needs the full matrix')
-            return TopProbs(self.transform(probs.values), probs.ids, self._tail(probs))
+        if isinstance(probs, TopProbs): return TopProbs(self.transform(probs.values), probs.ids, self._tail(probs))
         probs = np.asarray(probs)
-        calibrated = np.clip(probs * self.ratio(probs), 0, 1).astype(probs.dtype)
-        if not renormalise: return calibrated
-        sums = calibrated.sum(1, keepdims=True)
-        return calibrated / np.where(sums > 0, sums, 1)
+        return np.clip(probs * self.ratio(probs), 0, 1).astype(probs.dtype)
 
     def _tail(self, top: TopProbs) -> np.ndarray:
         "Calibrated tail: the sums are exact, and the sums of squares become NaN, as they cannot be known"
@@ -126,7 +112,7 @@ class ProbabilityCalibrator:
         # in the first piece p*ratio = low*p + bend*p**2, so the sums of p and of p**2 suffice
         low, bend = self.ratios[0], (self.ratios[1] - self.ratios[0]) / self.knots[1]
         sums = low * top.tail[:, 0] + bend * top.tail[:, 1]
-        return np.stack([sums, np.full(len(sums), np.nan)], 1)
+        return np.stack([sums, np.full_like(sums, np.nan)], 1)
 
 # %% ../../nbs/decide/40_calibration.ipynb #b49475da
 @patch

@@ -69,20 +69,18 @@ class CategoryCounts:
         total = max(1, weights.sum())
         return {name: float(getattr(self, name) @ weights / total) for name in ('precision', 'recall', 'f1')}
 
-# %% ../../nbs/decide/20_metrics.ipynb #c1113850
+# %% ../../nbs/decide/20_metrics.ipynb #c58b1bf8
 def confused_pairs(
     targs: np.ndarray, # (n,) true category ids
     preds: np.ndarray, # (n,) predicted category ids
     min_val: int = 1, # leave out pairs that occur fewer times
 ) -> pd.DataFrame: # actual, predicted (ids), n; the most frequent pair first
     "List pairs of different true and predicted categories, in memory proportional to the number of titles"
-    targs, preds = np.asarray(targs), np.asarray(preds)
-    wrong = targs != preds
-    pairs, n = np.unique(np.stack([targs[wrong], preds[wrong]], 1).astype(np.int64), axis=0, return_counts=True)
-    df = pd.DataFrame(dict(actual=pairs[:, 0], predicted=pairs[:, 1], n=n))
-    return df[df.n >= min_val].sort_values('n', ascending=False, kind='stable').reset_index(drop=True)
+    wrong = pd.DataFrame(dict(actual=targs, predicted=preds), dtype=np.int64).query('actual != predicted')
+    pairs = wrong.groupby(['actual', 'predicted']).size().reset_index(name='n').query('n >= @min_val')
+    return pairs.sort_values('n', ascending=False, kind='stable', ignore_index=True)
 
-# %% ../../nbs/decide/20_metrics.ipynb #eb5c0a05
+# %% ../../nbs/decide/20_metrics.ipynb #9ecf8677
 def category_report(
     targs: np.ndarray, # (n,) true category ids
     preds: np.ndarray, # (n,) predicted category ids, -1 for none
@@ -90,9 +88,8 @@ def category_report(
 ) -> pd.DataFrame: # a row per category: support, predicted, precision, recall, f1, confused_with
     "Report the scores of each category and what it is most often mistaken for, the most frequent category first"
     counts = CategoryCounts(len(vocab)).add(targs, preds)
-    pairs = confused_pairs(targs, preds)
-    mistaken_for = pairs[pairs.predicted >= 0].drop_duplicates('actual').set_index('actual').predicted
-    names = {actual: vocab[predicted] for actual, predicted in mistaken_for.items()}
+    mistaken_for = confused_pairs(targs, preds).query('predicted >= 0').drop_duplicates('actual')
+    names = {actual: vocab[predicted] for actual, predicted in zip(mistaken_for.actual, mistaken_for.predicted)}
     df = pd.DataFrame(dict(support=counts.true, predicted=counts.predicted, precision=counts.precision,
                            recall=counts.recall, f1=counts.f1,
                            confused_with=[names.get(i, '') for i in range(len(vocab))]),

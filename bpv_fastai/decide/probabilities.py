@@ -37,7 +37,7 @@ def _moments(values: np.ndarray, ids: np.ndarray, n_categories: int) -> np.ndarr
     flat, columns = values.ravel().astype(np.float64), ids.ravel()
     return np.stack([np.bincount(columns, flat**i, n_categories) for i in (1, 2)], 1)
 
-# %% ../../nbs/decide/10_probabilities.ipynb #97280a5e
+# %% ../../nbs/decide/10_probabilities.ipynb #8936991d
 class TopProbs:
     "The `k` largest probabilities of each title, and sums of all others by category"
     def __init__(self,
@@ -68,19 +68,14 @@ class TopProbs:
         if self.values.shape[1] == self.n_categories: return 0.
         return float(self.values.min(1).max(initial=0))
 
-    @property
-    def nbytes(self) -> int:
-        "Bytes of memory"
-        return self.values.nbytes + self.ids.nbytes + self.tail.nbytes
-
-# %% ../../nbs/decide/10_probabilities.ipynb #3ce40617
+# %% ../../nbs/decide/10_probabilities.ipynb #880f18c7
 class TopProbsGatherer:
     "Collects a `TopProbs` batch by batch"
     def __init__(self,
         k: int = 32, # probabilities to keep of each title
     ):
         if k < 1: raise ValueError('k must be at least 1')
-        self.k, self.values, self.ids, self.total = k, [], [], 0
+        self.k, self.parts, self.total = k, [], 0
 
     def add(self,
         batch: np.ndarray, # (bs, categories) probabilities
@@ -88,18 +83,16 @@ class TopProbsGatherer:
         "Keep the largest probabilities of a batch and add up all of them. Raises `ValueError` for anything else"
         batch = check_probs(batch)
         values, ids = _largest(batch, self.k)
-        self.values.append(np.array(values))  # a copy: where nothing is left out, `values` is the caller's batch
-        self.ids.append(ids)
+        self.parts.append((np.array(values), ids))  # a copy: `values` may be the caller's batch
         squares = np.einsum('ij,ij->j', batch, batch, dtype=np.float64)
         self.total = self.total + np.stack([batch.sum(0, dtype=np.float64), squares], 1)
 
     def result(self) -> TopProbs:
         "Return everything that was added. Raises `ValueError` if nothing was"
-        if not self.values: raise ValueError('there are no probabilities to gather')
-        values, ids = np.concatenate(self.values), np.concatenate(self.ids)
-        n_categories = len(self.total)
-        if values.shape[1] == n_categories: return TopProbs(values, ids, np.zeros_like(self.total))
-        return TopProbs(values, ids, np.maximum(self.total - _moments(values, ids, n_categories), 0))
+        if not self.parts: raise ValueError('there are no probabilities to gather')
+        values, ids = map(np.concatenate, zip(*self.parts))
+        if values.shape[1] == len(self.total): return TopProbs(values, ids, np.zeros_like(self.total))
+        return TopProbs(values, ids, np.maximum(self.total - _moments(values, ids, len(self.total)), 0))
 
 # %% ../../nbs/decide/10_probabilities.ipynb #ccbddd3c
 @patch(cls_method=True)

@@ -5,31 +5,25 @@
 # %% auto #0
 __all__ = ['path_scores']
 
-# %% ../../nbs/decide/30_taxonomy.ipynb #cdd31878
+# %% ../../nbs/decide/30_taxonomy.ipynb #f0c72d77
 from collections.abc import Sequence
+from os.path import commonprefix  # of lists, too
 
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/decide/30_taxonomy.ipynb #ed11f7ad
-def _n_shared(a: list, b: list) -> int:
-    "Number of parts that two paths share from the beginning"
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-# %% ../../nbs/decide/30_taxonomy.ipynb #73a3d375
+# %% ../../nbs/decide/30_taxonomy.ipynb #156cf8c6
 def path_scores(
     targs: Sequence[str], # (n,) true paths
     preds: Sequence[str], # (n,) predicted paths, '' for none
     sep: str = '>', # what stands between the parts of a path
 ) -> pd.DataFrame: # a row per depth (titles that deep, accuracy), and 'all', with hierarchical precision, recall and F1
     "Score predicted paths by depth and by shared ancestors; paths may be of different depths"
-    if len(targs) != len(preds):
-        raise ValueError(f'{len(targs)} targs and {len(preds)} preds must have the same length')
     pairs = pd.DataFrame(dict(targ=list(targs), pred=list(preds))).value_counts().reset_index(name='n')
     paths = [[path.split(sep) if path else [] for path in pairs[column]] for column in ('targ', 'pred')]
     n = pairs.n.to_numpy()
     true_depth, pred_depth = (np.array([len(path) for path in side], dtype=int) for side in paths)
-    shared = np.array([_n_shared(targ, pred) for targ, pred in zip(*paths)], dtype=int)
+    shared = np.array([len(commonprefix(pair)) for pair in zip(*paths)], dtype=int)
     rows = {}
     for depth in range(1, true_depth.max(initial=0) + 1):
         titles = int(n[true_depth >= depth].sum())

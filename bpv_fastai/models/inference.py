@@ -6,15 +6,15 @@
 __all__ = ['title_tensors', 'gather_titles', 'TitleBatches', 'usable_cores', 'map_outputs', 'map_log_probs', 'top_probs',
            'title_top_probs']
 
-# %% ../../nbs/models/80_inference.ipynb #278c0928
-import math, os, threading
+# %% ../../nbs/models/80_inference.ipynb #62c8d431
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -70,13 +70,10 @@ class TitleBatches:
             longest = int(self.lengths[positions].max())
             yield (gather_titles(buffer, starts[on_device], lengths[on_device], longest),)
 
-# %% ../../nbs/models/80_inference.ipynb #a595b9ea
+# %% ../../nbs/models/80_inference.ipynb #fc76f0bd
 def usable_cores() -> int: # at least 1
     "Count the cores that this process may use: by its affinity, and by the quota of its container"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
-    except (OSError, ValueError): return cores
-    return max(1, min(cores, math.ceil(int(quota) / int(period)))) if quota.isdigit() else cores
+    return joblib.cpu_count()
 
 # %% ../../nbs/models/80_inference.ipynb #94aee171
 class _TorchThreads:
@@ -106,16 +103,7 @@ def _map_in_threads(f: Callable, batches: Iterable, n_threads: int | None) -> It
                 if len(pending) > 2 * n_threads: yield pending.popleft().result()
             while pending: yield pending.popleft().result()
 
-# %% ../../nbs/models/80_inference.ipynb #adb403bd
-@contextmanager
-def _eval_mode(net):
-    "Switch a network to evaluation mode, and each module back to its own"
-    training = [m for m in net.modules() if m.training] if isinstance(net, nn.Module) else []
-    if training: net.eval()
-    try: yield
-    finally:
-        for m in training: m.training = True
-
+# %% ../../nbs/models/80_inference.ipynb #288f26d6
 def _device_of(net) -> torch.device:
     "Find the device of a network's parameters; the CPU if it has none"
     tensors = net.parameters() if isinstance(net, nn.Module) else ()
@@ -140,9 +128,13 @@ def map_outputs(
         x, *others = batch
         return f(net(x.to(device)).float(), *others)
 
-    with _eval_mode(net):
+    training = [m for m in net.modules() if m.training] if isinstance(net, nn.Module) else []
+    for m in training: m.training = False
+    try:
         if device.type != 'cpu' or n_threads == 1: yield from map(outputs_of, batches)
         else: yield from _map_in_threads(outputs_of, batches, n_threads)
+    finally:
+        for m in training: m.training = True
 
 # %% ../../nbs/models/80_inference.ipynb #62aebcf8
 def map_log_probs(
@@ -157,14 +149,16 @@ def map_log_probs(
         return f(output if getattr(net, 'returns_log_probs', False) else F.log_softmax(output, -1), *others)
     return map_outputs(net, batches, of_output, device, n_threads)
 
-# %% ../../nbs/models/80_inference.ipynb #82e08915
-def _top_k(k: int, log_probs: Tensor) -> tuple:
-    "Find the `k` largest probabilities of each row, their columns, and the tail of all others, (categories, 2)"
+# %% ../../nbs/models/80_inference.ipynb #e3eda0ee
+def _top_k(k: int, tail: bool, log_probs: Tensor) -> tuple:
+    "Find the `k` largest probabilities of each row, their columns, and sums of all others or zeros, (categories, 2)"
     probs = log_probs.exp()
     top = probs.topk(min(k, probs.shape[1]))
-    others = probs.scatter_(1, top.indices, 0)
-    tail = torch.stack([others.sum(0), others.square().sum(0)], 1)
-    return top.values.cpu().numpy(), top.indices.cpu().numpy().astype(np.int32), tail.cpu().numpy()
+    sums = probs.new_zeros(probs.shape[1], 2)
+    if tail:
+        others = probs.scatter_(1, top.indices, 0)
+        sums = torch.stack([others.sum(0), others.square().sum(0)], 1)
+    return top.values.cpu().numpy(), top.indices.cpu().numpy().astype(np.int32), sums.cpu().numpy()
 
 def top_probs(
     net: Callable, # a network, as `map_log_probs` takes it
@@ -172,17 +166,17 @@ def top_probs(
     k: int = 32, # probabilities to keep of each title
     device: torch.device | str | None = None, # as in `map_outputs`
     n_threads: int | None = 1, # as in `map_outputs`
+    tail: bool = True, # sum up all other probabilities; without, the tail is 0 and `totals` lack them
 ) -> TopProbs: # rows in the order of the batches, the most probable category first in each
     "Compute the `k` largest probabilities of each title. Raises `ValueError` if there is no title"
-    values, ids, tail = [], [], 0.
-    for batch_values, batch_ids, batch_tail in map_log_probs(net, batches, partial(_top_k, k), device, n_threads):
-        values.append(batch_values)
-        ids.append(batch_ids)
-        tail = tail + batch_tail.astype(np.float64)
-    if not values: raise ValueError('there are no titles to predict')
-    return TopProbs(np.concatenate(values), np.concatenate(ids), tail)
+    parts, total = [], 0.
+    for values, ids, sums in map_log_probs(net, batches, partial(_top_k, k, tail), device, n_threads):
+        parts.append((values, ids))
+        total = total + sums.astype(np.float64)
+    if not parts: raise ValueError('there are no titles to predict')
+    return TopProbs(*map(np.concatenate, zip(*parts)), total)
 
-# %% ../../nbs/models/80_inference.ipynb #49dfe831
+# %% ../../nbs/models/80_inference.ipynb #f5a45f1e
 def title_top_probs(
     net: Callable, # a network, as `map_log_probs` takes it
     titles: Titles, # encoded titles
@@ -190,10 +184,11 @@ def title_top_probs(
     bs: int = 128, # titles in a batch, at most
     device: torch.device | str | None = None, # as in `map_outputs`
     n_threads: int | None = None, # on a CPU: each usable core, if None; 1 computes in the caller's thread
+    tail: bool = True, # as in `top_probs`
 ) -> TopProbs: # rows in the order of the titles, the most probable category first in each
     "Compute the `k` largest probabilities of encoded titles"
     if not len(titles):  # the network knows how many categories there are
         one = title_top_probs(net, encode_titles([''], titles.vocab), k, bs, device, n_threads)
         return TopProbs(one.values[:0], one.ids[:0], np.zeros_like(one.tail))
     batches = TitleBatches(titles, bs, device or _device_of(net))
-    return top_probs(net, batches, k, batches.device, n_threads)[np.argsort(batches.order)]
+    return top_probs(net, batches, k, batches.device, n_threads, tail)[np.argsort(batches.order)]

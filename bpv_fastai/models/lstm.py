@@ -81,7 +81,7 @@ def is_plain_lstm(
     "Tell whether `rnn` is an `nn.LSTM`, batch first, with bias, in one direction and without projection"
     return type(rnn) is nn.LSTM and rnn.batch_first and rnn.bias and not rnn.bidirectional and not rnn.proj_size
 
-# %% ../../nbs/models/20_lstm.ipynb #815cc7a2
+# %% ../../nbs/models/20_lstm.ipynb #67a1d06c
 def bf16_lstm(
     rnn: nn.LSTM, # batch first, with bias, in one direction, with weights in float32
     x: Tensor, # (bs, longest, width) inputs
@@ -89,9 +89,7 @@ def bf16_lstm(
     "Compute what `rnn` gives in bfloat16, including dropout between layers; faster if gradients are wanted"
     if not is_plain_lstm(rnn): raise TypeError(f'{rnn} is not an nn.LSTM with batch_first and bias in one direction')
     x = x.transpose(0, 1).to(torch.bfloat16).contiguous()
-    for i in range(rnn.num_layers):
+    for i, (w_ih, w_hh, b_ih, b_hh) in enumerate(rnn.all_weights):
         if i and rnn.training and rnn.dropout: x = bits_dropout(x, rnn.dropout)
-        names = ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')
-        w_ih, w_hh, b_ih, b_hh = (getattr(rnn, f'{name}_l{i}') for name in names)
         x = _Layer.apply(x, *(w.to(torch.bfloat16) for w in (w_ih, w_hh, b_ih + b_hh)))
     return x.transpose(0, 1)

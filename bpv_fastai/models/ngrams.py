@@ -35,7 +35,7 @@ def _mix(h: Tensor) -> Tensor:
     u = _modulo(h * 1103515245)
     return _modulo(u * u + u + 12345)
 
-# %% ../../nbs/models/50_ngrams.ipynb #e75bcb48
+# %% ../../nbs/models/50_ngrams.ipynb #6be98393
 def _char_ngrams(f: Tensor, sizes: Sequence[int]) -> list: # (numbers, mask) for each size, (bs, L-size+1) each
     "Number the pieces of each size, with a mask of those that lie within one word"
     number, mask, ngrams = f, torch.ones_like(f, dtype=torch.bool), []
@@ -45,9 +45,9 @@ def _char_ngrams(f: Tensor, sizes: Sequence[int]) -> list: # (numbers, mask) for
             mask = mask[:, :-1]
         if n > 2 or n in sizes: number = _modulo(number)  # the number of a pair still fits without
         if n > 2: mask = mask & (f[:, n - 2:-1] > 0)
-        if n not in sizes: continue
-        has_letter = f[:, :f.shape[1] - n + 1] + f[:, n - 1:] > 0  # pieces of 1 or 2 have no inside
-        ngrams.append((number + n * _PRIME // 17, mask if n > 2 else has_letter))
+        if n in sizes:
+            has_letter = f[:, :f.shape[1] - n + 1] + f[:, n - 1:] > 0  # pieces of 1 or 2 have no inside
+            ngrams.append((number + n * _PRIME // 17, mask if n > 2 else has_letter))
     return ngrams
 
 def _words(f: Tensor) -> tuple[Tensor, Tensor]: # (bs, L) each, of which the last columns may be unused
@@ -58,9 +58,8 @@ def _words(f: Tensor) -> tuple[Tensor, Tensor]: # (bs, L) each, of which the las
     place = torch.arange(f.shape[1], device=f.device).expand_as(f)
     zeros = torch.zeros_like(nn.functional.pad(f, (0, 1)))
     start = zeros.scatter_add(1, word, torch.where(begins, place, 0)).gather(1, word)  # of the word of each place
-    values = torch.where(is_letter, _mix(f * 8191 + (place - start) + 1), 0)
-    total = zeros.scatter_add(1, word, values)[:, 1:]
-    return total, torch.arange(1, f.shape[1] + 1, device=f.device) <= word[:, -1:]
+    numbers = zeros.scatter_add(1, word, torch.where(is_letter, _mix(f * 8191 + (place - start) + 1), 0))
+    return numbers[:, 1:], torch.arange(1, f.shape[1] + 1, device=f.device) <= word[:, -1:]
 
 def _word_ngrams(f: Tensor, sizes: Sequence[int]) -> list: # (numbers, mask) for each size
     "Number the sequences of each size of words, with a mask"
@@ -170,11 +169,10 @@ def weigh(self: NgramBag,
     self.weights[0] = 0
     return self
 
-# %% ../../nbs/models/50_ngrams.ipynb #10272b60
+# %% ../../nbs/models/50_ngrams.ipynb #e90d6f66
 def ngram_sizes(
     n_titles: int, # to train on
 ) -> dict: # n_rows, dim, output_p
     "Choose the sizes and the dropout of a bag of n-grams for a catalog"
-    n = max(1, n_titles)
-    n_rows = 2**int(np.clip(round(np.log2(1_200 * n**.6)), 14, 19))
-    return dict(n_rows=n_rows, dim=64, output_p=.7) if n < 100_000 else dict(n_rows=n_rows, dim=128, output_p=.5)
+    n_rows = 2**int(np.clip(round(np.log2(1_200 * max(1, n_titles)**.6)), 14, 19))
+    return dict(n_rows=n_rows) | (dict(dim=64, output_p=.7) if n_titles < 100_000 else dict(dim=128, output_p=.5))

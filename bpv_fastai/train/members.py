@@ -6,33 +6,30 @@
 __all__ = ['MemberSpec', 'MemberReport', 'ReportProgress', 'train_member', 'members_folder', 'members_at_once', 'train_members',
            'load_member']
 
-# %% ../../nbs/train/60_members.ipynb #b13e2914
+# %% ../../nbs/train/60_members.ipynb #32d03934
 import os, signal, tempfile, threading, time, zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import Pipe, resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
-import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from joblib.externals.loky import ProcessPoolExecutor
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..data.errors import ResumeError, TitleError, TrainingDiverged
 from ..data.files import remove_folder, whole_file
 from .loaders import TitleDataLoaders, TitleDataset
 from .resume import Checkpoints
 
-# %% ../../nbs/train/60_members.ipynb #6e962b4c
+# %% ../../nbs/train/60_members.ipynb #cd03a782
 @dataclass
 class MemberSpec:
     "All that the weights of a member depend on"
@@ -58,15 +55,15 @@ class MemberSpec:
     ) -> 'MemberSpec': # as JSON gives it back: lists instead of tuples
         "Describe a member to be trained on `dls`. Raises `ValueError` for arguments that JSON cannot hold"
         train = dls.train_ds
-        data = zlib.crc32(train.titles.buffer) ^ zlib.crc32(np.ascontiguousarray(train.targets))
+        data = zlib.crc32(train.titles.buffer) ^ zlib.crc32(train.targets.tobytes())
         spec = cls(data, dls.train.bs, dls.valid.bs, dls.train.sampler.window, kwargs, **fields)
-        number = lambda value: value.item()  # of NumPy's
-        try: return msgspec.json.decode(msgspec.json.encode(spec, enc_hook=number), type=cls)
+        try:  # numbers of NumPy become Python's
+            return msgspec.json.decode(msgspec.json.encode(spec, enc_hook=lambda number: number.item()), type=cls)
         except (AttributeError, TypeError):
             raise ValueError('arguments of the members must be numbers and text, '
                              'so that a process of its own can train each') from None
 
-# %% ../../nbs/train/60_members.ipynb #3dede875
+# %% ../../nbs/train/60_members.ipynb #2ea9f15e
 @dataclass
 class MemberReport:
     "Scores of a trained member, and its losses while it was trained"
@@ -83,31 +80,27 @@ class MemberReport:
         "Take scores and losses from a learner's recorder"
         recorder = learn.recorder
         last = recorder.values[-1] if recorder.values else []  # None where there are no validation titles
-        scores = {n: float(v) for n, v in zip(recorder.metric_names[1:], last) if v is not None}
         step = max(1, len(recorder.losses) // 300)
         return cls(
-            scores=scores | dict(seconds=seconds),
+            scores={name: float(value) for name, value in zip(recorder.metric_names[1:], last) if value is not None}
+                   | dict(seconds=seconds),
             epochs=[round(n / len(learn.dls.train), 4) for n in range(1, len(recorder.losses) + 1, step)],
             losses=[float(loss) for loss in recorder.losses[::step]],
             valid=[float(v[1]) for v in recorder.values if len(v) > 1 and v[1] is not None])
 
-# %% ../../nbs/train/60_members.ipynb #eb1d8444
+# %% ../../nbs/train/60_members.ipynb #2cf7bda9
 class ReportProgress(Callback):
     "Report how many batches are done, and stop the fit when the report reaches nobody"
+    run_valid = False
     def __init__(self,
-        report: Callable, # called with a number of batches, twice a second at most; raises `OSError` if nobody listens
-    ): self.report, self.reported = report, 0.
+        report: Callable, # called with a number of batches after each of them; raises `OSError` if nobody listens
+    ): self.report = report
 
     def after_batch(self):
-        due = time.monotonic() - self.reported >= .5 or self.iter == self.n_iter - 1
-        if not self.training or not due: return
         try: self.report(self.epoch * self.n_iter + self.iter + 1)
         except OSError: self.learn.checkpoints.request_stop()
-        self.reported = time.monotonic()
 
-# %% ../../nbs/train/60_members.ipynb #5bc14e7f
-def _weights_file(folder: Path, i: int) -> Path: return folder/f'{i}.safetensors'
-
+# %% ../../nbs/train/60_members.ipynb #f0f0e762
 def train_member(
     dls: TitleDataLoaders, # titles and categories
     spec: MemberSpec, # what to train
@@ -133,13 +126,13 @@ def train_member(
         except ResumeError:  # the checkpoint is of a rate that was tried before the kill
             if spec.kind != 'ngrams': raise
             checkpoint.unlink()
-    result = MemberReport.of(learn, checkpoints.seconds)
-    with whole_file(folder/f'{i}.scores') as f: f.write_bytes(msgspec.json.encode(result))
-    weights = {name: t.cpu().contiguous() for name, t in learn.model.state_dict().items()}
-    with whole_file(_weights_file(folder, i)) as f: save_file(weights, f)
+    with whole_file(folder/f'{i}.scores') as f:
+        f.write_bytes(msgspec.json.encode(MemberReport.of(learn, checkpoints.seconds)))
+    with whole_file(folder/f'{i}.safetensors') as f:
+        save_file({name: t.cpu().contiguous() for name, t in learn.model.state_dict().items()}, f)
     checkpoint.unlink(missing_ok=True)
 
-# %% ../../nbs/train/60_members.ipynb #b736be6c
+# %% ../../nbs/train/60_members.ipynb #d571f162
 @contextmanager
 def members_folder(
     path: str | Path, # folder of the loaders
@@ -152,22 +145,21 @@ def members_folder(
     folder.mkdir(parents=True, exist_ok=True)
     for i, spec in enumerate(specs): _note(folder/f'{i}.json', spec)
     try: yield folder
-    except BaseException as error:
-        networks = [i for i, spec in enumerate(specs) if spec.kind != 'ngrams']
-        any_done = any(_weights_file(folder, i).exists() for i in networks)
-        diverged = isinstance(error, TrainingDiverged)
-        # after a divergence another rate may follow; a bag that is done took only seconds
-        if not resume or (diverged and not any_done): remove_folder(folder)
+    except TrainingDiverged:  # another rate may follow, unless a network is done; a bag took only seconds
+        keep = any(spec.kind != 'ngrams' and (folder/f'{i}.safetensors').exists() for i, spec in enumerate(specs))
         raise
-    if not (resume and keep): remove_folder(folder)
+    except BaseException:
+        keep = True
+        raise
+    finally:
+        if not (resume and keep): remove_folder(folder)
 
 def _note(path: Path, spec: MemberSpec):
     "Write a spec, unless that of another member is written already"
-    if path.exists():
-        try: same = msgspec.json.decode(path.read_bytes(), type=MemberSpec) == spec
-        except msgspec.DecodeError: same = False
-        if not same: raise ResumeError('holds members of another training', path=path.parent,
-                                       remedy='Remove it to start anew')
+    try: is_other = path.exists() and msgspec.json.decode(path.read_bytes(), type=MemberSpec) != spec
+    except msgspec.DecodeError: is_other = True
+    if is_other: raise ResumeError('holds members of another training', path=path.parent,
+                                   remedy='Remove it to start anew')
     with whole_file(path) as f: f.write_bytes(msgspec.json.encode(spec))
 
 # %% ../../nbs/train/60_members.ipynb #b159bde2
@@ -178,69 +170,60 @@ def members_at_once(
     "Return how many members train side by side by default: on a CPU one for each thread, on a GPU one"
     return min(n, torch.get_num_threads()) if device.type == 'cpu' else 1
 
-# %% ../../nbs/train/60_members.ipynb #51b2398c
-_worker = SimpleNamespace(is_training=False)  # state of a worker process
+# %% ../../nbs/train/60_members.ipynb #1521b8ca
+_training = threading.Lock()  # held while this worker trains a member
 
 def _end_with(parent: int):
     "Start a thread that ends this worker when its parent is gone and no member writes a checkpoint any more"
     def watch():
-        while os.getppid() == parent or _worker.is_training: time.sleep(.5)
-        os._exit(1)
+        while os.getppid() == parent: time.sleep(.5)
+        with _training: os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
 def _work(train: TitleDataset, valid: TitleDataset, device: str, spec: MemberSpec, make_learner: Callable,
-          folder: Path, i: int, pipe: Connection):
+          folder: Path, i: int, pipe: connection.Connection):
     "Train a member in a worker"
-    _worker.is_training = True
-    try:
+    with _training:
         pipe.send(0)  # fails if the training has been stopped before this member began
         dls = TitleDataLoaders.from_dsets(train, valid, bs=spec.bs, val_bs=spec.val_bs, window=spec.window,
                                           device=device)
         train_member(dls, spec, make_learner, folder, i, pipe.send)
-    finally: _worker.is_training = False
 
 @contextmanager
 def _sigint_blocked():
     "Hold back Ctrl-C during the block; processes and threads that it starts never see it"
-    if not hasattr(signal, 'pthread_sigmask'):  # Windows
-        yield
-        return
     resource_tracker.ensure_running()  # the first worker would start it, and that unblocks SIGINT in Python 3.11
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../../nbs/train/60_members.ipynb #236b2a22
+# %% ../../nbs/train/60_members.ipynb #547a7f2e
 def _train_side_by_side(dls: TitleDataLoaders, specs: dict, make_learner: Callable, folder: Path, n_jobs: int,
                         bar: tqdm):
     "Train members in `n_jobs` workers, and stop all of them when one fails"
-    env = dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads() // n_jobs)))
-    pipes = {i: Pipe(duplex=False) for i in specs}
-    n_batches, futures = dict.fromkeys(specs, 0), {}
-    with ProcessPoolExecutor(n_jobs, initializer=_end_with, initargs=(os.getpid(),), env=env) as pool:
+    pipes = {i: connection.Pipe(duplex=False) for i in specs}
+    n_batches = dict.fromkeys(specs, 0)
+    with ProcessPoolExecutor(n_jobs, initializer=_end_with, initargs=(os.getpid(),),
+                             env=dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads() // n_jobs)))) as pool:
         try:
-            with _sigint_blocked():
-                for i, spec in specs.items():
-                    future = pool.submit(_work, dls.train_ds, dls.valid_ds, str(dls.device), spec, make_learner,
-                                         folder, i, pipes[i][1])
-                    futures[future] = i
+            with _sigint_blocked() if hasattr(signal, 'pthread_sigmask') else nullcontext():  # not on Windows
+                futures = {pool.submit(_work, dls.train_ds, dls.valid_ds, str(dls.device), spec, make_learner,
+                                       folder, i, pipes[i][1]): i for i, spec in specs.items()}
             running = set(futures)
             while running:
                 done, running = wait(running, timeout=.2, return_when=FIRST_COMPLETED)
                 for i, (receiver, _) in pipes.items():
                     while receiver.poll(): n_batches[i] = receiver.recv()
                 bar.update(sum(n_batches.values()) - bar.n)
-                for error, i in [(future.exception(), futures[future]) for future in done]:
-                    if isinstance(error, Exception) and not isinstance(error, TitleError):
-                        raise RuntimeError(f'member {i} failed: {error!r}') from error
-                    if error is not None: raise error
-        finally:
-            for future in futures: future.cancel()
-            for pipe in pipes.values():
-                for end in pipe: end.close()
-            wait(futures)  # members that were stopped write their checkpoints
+                for future in done:
+                    try: future.result()
+                    except TitleError: raise
+                    except Exception as error:
+                        raise RuntimeError(f'member {futures[future]} failed: {error!r}') from error
+        finally:  # the pool then waits for its members, which write their checkpoints
+            for end in sum(pipes.values(), ()): end.close()
 
-# %% ../../nbs/train/60_members.ipynb #4b40afcb
+# %% ../../nbs/train/60_members.ipynb #37342cca
 def train_members(
     dls: TitleDataLoaders, # titles and categories
     specs: Sequence[MemberSpec], # what to train
@@ -250,17 +233,17 @@ def train_members(
     progress: bool = True, # show a bar of all batches
 ):
     "Train the members that `folder` does not hold yet. Raises `TrainingDiverged` at too high a rate"
-    todo = {i: spec for i, spec in enumerate(specs) if not _weights_file(folder, i).exists()}
-    total = sum(spec.epochs for spec in todo.values()) * len(dls.train)
-    with tqdm(total=total, unit=' batches', disable=not progress, leave=False) as bar:
+    todo = {i: spec for i, spec in enumerate(specs) if not (folder/f'{i}.safetensors').exists()}
+    with tqdm(total=sum(spec.epochs for spec in todo.values()) * len(dls.train), unit=' batches',
+              disable=not progress, leave=False) as bar:
         if n_jobs > 1 and len(todo) > 1:
             _train_side_by_side(dls, todo, make_learner, folder, min(n_jobs, len(todo)), bar)
-            return
-        for i, spec in todo.items():
-            n_before = bar.n
-            train_member(dls, spec, make_learner, folder, i, lambda n: bar.update(n_before + n - bar.n))
+        else:
+            for i, spec in todo.items():
+                n_before = bar.n
+                train_member(dls, spec, make_learner, folder, i, lambda n: bar.update(n_before + n - bar.n))
 
-# %% ../../nbs/train/60_members.ipynb #ac05e281
+# %% ../../nbs/train/60_members.ipynb #d293f638
 def load_member(
     dls: TitleDataLoaders, # titles and categories
     spec: MemberSpec, # what was trained
@@ -270,5 +253,5 @@ def load_member(
 ) -> tuple[Learner, MemberReport]: # with the trained weights
     "Load a trained member and its report"
     learn = make_learner(dls, spec)
-    learn.model.load_state_dict(load_file(_weights_file(folder, i), device=str(dls.device)))
+    learn.model.load_state_dict(load_file(folder/f'{i}.safetensors', device=str(dls.device)))
     return learn, msgspec.json.decode((folder/f'{i}.scores').read_bytes(), type=MemberReport)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StartsAnywhere', 'FitState', 'Checkpoints']
 
-# %% ../../nbs/train/40_resume.ipynb #2c66a446
+# %% ../../nbs/train/40_resume.ipynb #16e1a064
 import signal, threading, time, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,39 +13,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
-from fastai.learner import Learner
-from fastai.torch_core import get_random_states, set_random_states, to_device
-from fastcore.basics import patch
-from fastcore.foundation import L
+from fastai.basics import (Callback, CancelEpochException, CancelFitException, L, Learner, get_random_states, patch,
+                           set_random_states, to_device)
 from msgspec import MsgspecError, msgpack
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from ..data.errors import Remedy, ResumeError
 from ..data.files import whole_file
+from .callbacks import has_diverged
 from .loaders import TitleDL
 
-# %% ../../nbs/train/40_resume.ipynb #54584641
+# %% ../../nbs/train/40_resume.ipynb #73ce1faa
 class StartsAnywhere:
-    "Mix into a `Learner`: the next fit begins at `first_epoch` and `first_batch`, which `Checkpoints` sets"
-    first_epoch, first_batch = 0, 0
+    "Mix into a `Learner`: its next fit begins at `first_epoch`, and there at the `first_batch` of its `TitleDL`"
+    first_epoch = 0
     def _do_fit(self):
         first, self.first_epoch = self.first_epoch, 0
         for self.epoch in range(first, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
     def all_batches(self):
-        first, self.first_batch = self.first_batch, 0
         self.n_iter = len(self.dl)
-        for i, b in enumerate(self.dl, first): self.one_batch(i, b)
+        for i, b in enumerate(self.dl, getattr(self.dl, 'first_batch', 0)): self.one_batch(i, b)
 
-# %% ../../nbs/train/40_resume.ipynb #39b26c9d
+# %% ../../nbs/train/40_resume.ipynb #f4fa5f79
 def _identity(learn: Learner) -> dict:
     "Describe a fit by all that must be equal for a checkpoint to be of this fit"
     dl, opt = learn.dls.train, learn.opt
-    settings = [getattr(learn.model, name, '') for name in ('config', 'autocast')]
-    network = ''.join(map(str, [learn.model, *settings]))  # with dropouts
+    network = str(learn.model) + ''.join(str(getattr(learn.model, name, '')) for name in ('config', 'autocast'))
     steps = [getattr(step, '__name__', '') for step in getattr(opt, 'cbs', [])]
     schedules = [schedule for cb in learn.cbs for schedule in getattr(cb, 'scheds', {}).items()]
     return dict(
@@ -56,19 +50,18 @@ def _identity(learn: Learner) -> dict:
         hypers={k: float(np.max(v)) for k, v in opt.hypers[-1].items() if isinstance(v, (int, float, np.number))},
         schedule={name: [float(np.max(f(pct))) for pct in (0, .2, .45, .7, 1)] for name, f in schedules})
 
-# %% ../../nbs/train/40_resume.ipynb #15d487ca
+# %% ../../nbs/train/40_resume.ipynb #9a0e2ba9
 # what callbacks collect within a fit, by the callback's name
 _collected = dict(recorder=('lrs', 'iters', 'losses', 'values'), stop_at_divergence=('limit', 'worst'),
                   param_scheduler=('hps',), save_model=('best', 'last_saved_path'), early_stopping=('best', 'wait'),
                   reduce_lr_on_plateau=('best', 'wait'), tracker=('best',))
 
-def _floats(values) -> list: return [float(v.max() if hasattr(v, 'max') else v) for v in values]
+
 
 def _callback_state(cb: Callback) -> dict:
     "Return what a callback has collected, by attribute"
     state = {name: getattr(cb, name) for name in _collected.get(cb.name, ()) if hasattr(cb, name)}
-    for name in state.keys() & {'losses', 'lrs'}: state[name] = _floats(state[name])  # not a tensor for each batch
-    if 'hps' in state: state['hps'] = {name: _floats(values) for name, values in state['hps'].items()}
+    if 'losses' in state: state['losses'] = [float(loss) for loss in state['losses']]  # not a tensor for each batch
     return state
 
 # %% ../../nbs/train/40_resume.ipynb #29660041
@@ -103,28 +96,26 @@ class FitState:
             callbacks={cb.name: _callback_state(cb) for cb in learn.cbs if cb.name in _collected},
             smooth_loss=vars(learn.recorder.smooth_loss), scaler=scaler.state_dict() if scaler else None)
 
-# %% ../../nbs/train/40_resume.ipynb #e811df40
+# %% ../../nbs/train/40_resume.ipynb #80e76cfc
 @patch
 def write(self: FitState,
     path: Path, # the file
 ):
     "Write the state to a file that is complete at any moment"
-    tensors = {}
+    tensors, plain_kinds = {}, {np.ndarray: np.ndarray.tolist, np.generic: np.generic.item, L: list, Path: str}
     def pack(value):
-        if isinstance(value, Tensor):
+        if isinstance(value, torch.Tensor):
             name = str(len(tensors))
-            tensors[name] = value.detach().as_subclass(Tensor).to('cpu', copy=True).contiguous()
+            tensors[name] = value.detach().as_subclass(torch.Tensor).to('cpu', copy=True).contiguous()
             return msgpack.Ext(0, name.encode())
-        if isinstance(value, (np.generic, np.ndarray)): return value.tolist()
-        if isinstance(value, L): return list(value)
-        if isinstance(value, Path): return str(value)
+        for kind, plain in plain_kinds.items():
+            if isinstance(value, kind): return plain(value)
         raise ResumeError(f'training depends on a {type(value).__name__}, which a checkpoint cannot hold')
-    packed = msgpack.encode(self, enc_hook=pack)
-    tensors['state'] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    tensors['state'] = torch.frombuffer(bytearray(msgpack.encode(self, enc_hook=pack)), dtype=torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as beside: save_file(tensors, beside)
 
-# %% ../../nbs/train/40_resume.ipynb #4c709ba1
+# %% ../../nbs/train/40_resume.ipynb #7e7c21da
 @patch(cls_method=True)
 def read(cls: FitState,
     path: Path, # the file
@@ -132,45 +123,33 @@ def read(cls: FitState,
     "Read a state from a file. Raises `ResumeError` if the file is no checkpoint"
     try:
         tensors = load_file(path)
-        packed = tensors.pop('state').numpy().tobytes()
-        return msgpack.decode(packed, type=cls, ext_hook=lambda code, name: tensors[bytes(name).decode()])
+        return msgpack.decode(tensors.pop('state').numpy().tobytes(), type=cls,
+                              ext_hook=lambda code, name: tensors[bytes(name).decode()])
     except (SafetensorError, MsgspecError, ValueError, KeyError, TypeError, OSError) as e:
         raise ResumeError(f'is no checkpoint, or damaged ({e})', path=path,
                           remedy='Remove the file, and the fit starts anew') from None
 
-# %% ../../nbs/train/40_resume.ipynb #ce7f312b
+# %% ../../nbs/train/40_resume.ipynb #fdcb89e6
 @patch
 def restore(self: FitState,
-    learn: Learner, # whose fit is about to begin
+    learn: Learner, # whose fit is about to train on its first batch
 ):
-    "Set weights, optimizer, callbacks and the first epoch of a learner"
+    "Set weights, optimizer, callbacks, the place in the epoch and the random generators of a learner"
     device = next(learn.model.parameters()).device
     learn.model.load_state_dict(self.model)
-    opt = to_device(self.opt, device)
-    if 'hypers' in opt: opt['hypers'] = L(opt['hypers'])  # a wrapped PyTorch optimizer has none here
-    learn.opt.load_state_dict(opt)
-    learn.dls.train.sampler.epoch = self.order
+    learn.opt.load_state_dict(to_device(self.opt, device))
     for cb in learn.cbs:
         for name, value in self.callbacks.get(cb.name, {}).items():
-            setattr(cb, name, value.to(device) if isinstance(value, Tensor) else value)
+            setattr(cb, name, value.to(device) if isinstance(value, torch.Tensor) else value)
     vars(learn.recorder.smooth_loss).update(self.smooth_loss)
     if self.scaler: learn.scaler.load_state_dict(self.scaler)
-    learn.first_epoch = self.epoch
-
-# %% ../../nbs/train/40_resume.ipynb #6eb5348a
-@patch
-def restore_place(self: FitState,
-    learn: Learner, # whose first epoch is about to begin
-):
-    "Set the place in the epoch and the random generators"
-    learn.first_batch = learn.dls.train.first_batch = self.n_batches
+    learn.dls.train.sampler.epoch, learn.dls.train.first_batch = self.order, self.n_batches
     learn.pct_train, learn.train_iter, learn.iter = self.pct_train, self.train_iter, self.n_batches - 1
     version, numbers, gauss = self.generators['random_state']
-    gpus = self.generators['torch_cuda_state']
-    if len(gpus) != torch.cuda.device_count(): gpus = []  # another machine
+    gpus = self.generators['torch_cuda_state'][:torch.cuda.device_count()]  # another machine may have fewer
     set_random_states(**self.generators | dict(random_state=(version, tuple(numbers), gauss), torch_cuda_state=gpus))
 
-# %% ../../nbs/train/40_resume.ipynb #323339c4
+# %% ../../nbs/train/40_resume.ipynb #402632d1
 class Checkpoints(Callback):
     "Write checkpoints of a fit and continue a killed one from its last checkpoint; needs a `TitleLearner`"
     order, run_valid = 100, False
@@ -186,12 +165,10 @@ class Checkpoints(Callback):
         self.state, self.error = None, None
 
     def before_fit(self):
-        learn = self.learn
-        if not isinstance(learn.dls.train, TitleDL) or not isinstance(learn, StartsAnywhere):
+        if not isinstance(self.dls.train, TitleDL) or not isinstance(self.learn, StartsAnywhere):
             raise ResumeError('checkpoints need a TitleLearner over TitleDataLoaders')
-        default = learn.path/learn.model_dir/f'fit{self.n_finished_fits}.checkpoint'
-        self.file = Path(self.path) if self.path else default
-        self.identity, self.state, self.error = _identity(learn), None, None
+        self.file = Path(self.path or self.learn.path/self.model_dir/f'fit{self.n_finished_fits}.checkpoint')
+        self.identity, self.state, self.error = _identity(self.learn), None, None
         self.begun = self.saved = time.monotonic()
         try:
             if self.file.exists(): self._continue()
@@ -206,13 +183,13 @@ class Checkpoints(Callback):
         if differences:
             raise ResumeError(f'is of another fit ({"; ".join(differences)})', path=self.file,
                               remedy=Remedy('Remove the file to start anew, or name another one with {path}'))
-        state.restore(self.learn)
+        self.learn.first_epoch = state.epoch
         self.state, self.begun = state, self.begun - state.seconds
         if self.verbose: print(f'continuing from {self.file}: epoch {state.epoch}, '
                                f'batch {state.n_batches} of {self.identity["batches"]}', flush=True)
 
     def before_train(self):
-        if self.state is not None: self.state.restore_place(self.learn)
+        if self.state is not None: self.state.restore(self.learn)
         self.state = None
 
     def after_batch(self):
@@ -226,9 +203,7 @@ class Checkpoints(Callback):
     def after_fit(self):
         if self.error is not None: return
         if self.path is None: Checkpoints.n_finished_fits += 1
-        watch = getattr(self.learn, 'stop_at_divergence', None)
-        diverged = watch is not None and watch.error is not None
-        if not self.keep or diverged: self.file.unlink(missing_ok=True)
+        if not self.keep or has_diverged(self.learn): self.file.unlink(missing_ok=True)
 
     @property
     def seconds(self) -> float:

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['onnx_format', 'OnnxNetwork', 'write_onnx', 'load_onnx']
 
-# %% ../../nbs/use/30_onnx.ipynb #5c9683a9
+# %% ../../nbs/use/30_onnx.ipynb #da194474
 import importlib.util, logging, warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +20,17 @@ from ..models.average import TitleEnsemble
 from .format import (SavedModel, as_model, check_file, describe_model, note_file, read_description,
                                    write_description)
 
-# %% ../../nbs/use/30_onnx.ipynb #d08a956e
+# %% ../../nbs/use/30_onnx.ipynb #e2e88e26
 def _require(*packages: str):
     "Raise `ImportError` that tells what to install"
     if absent := [p for p in packages if importlib.util.find_spec(p) is None]:
         raise ImportError(f"{', '.join(absent)} is not installed: pip install 'bpv_fastai[onnx]'")
 
+@torch.inference_mode()
 def _export(net: TitleEnsemble, path: Path):
     "Write the networks as a graph with free batch size and length"
     example = torch.tensor([[BOS, 4, 4, EOS], [BOS, 4, EOS, 0]]).clamp(max=net.members[0].config['vocab_sz'] - 1)
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about tracing: `_compare` finds what it may get wrong
         torch.onnx.export(net, (example,), str(path), dynamo=False, opset_version=17, input_names=['ids'],
                           output_names=['log_probs'],
@@ -39,22 +39,20 @@ def _export(net: TitleEnsemble, path: Path):
 def _write_scans(path: Path):
     "Replace `forget_mult` by ONNX's Scan: c, z and f of each place give the next state z + f * (c - z)"
     import onnx
-    from onnx import TensorProto, helper
-    def value(name): return helper.make_tensor_value_info(name, TensorProto.FLOAT, ['titles', 'nh'])
-    steps = [helper.make_node('Sub', ['c', 'z'], ['difference']),
-             helper.make_node('Mul', ['f', 'difference'], ['kept']),
-             helper.make_node('Add', ['z', 'kept'], ['next']),
-             helper.make_node('Identity', ['next'], ['state'])]
-    inputs, outputs = [value('c'), value('z'), value('f')], [value('next'), value('state')]
-    body = helper.make_graph(steps, 'forget_mult', inputs, outputs)
+    body = onnx.parser.parse_graph('''
+        forget_mult (float[titles, nh] c, float[titles, nh] z, float[titles, nh] f)
+                    => (float[titles, nh] next, float[titles, nh] state)
+        {
+            difference = Sub(c, z)
+            kept = Mul(f, difference)
+            next = Add(z, kept)
+            state = Identity(next)
+        }''')
     model = onnx.load(path)
-    for node in model.graph.node:
-        if node.op_type != 'ForgetMult': continue
-        node.op_type, node.domain = 'Scan', ''
-        node.attribute.extend([helper.make_attribute('body', body), helper.make_attribute('num_scan_inputs', 2)])
-    standard = [opset for opset in model.opset_import if opset.domain != 'bpv_fastai']
-    del model.opset_import[:]
-    model.opset_import.extend(standard)
+    for node in [node for node in model.graph.node if node.op_type == 'ForgetMult']:
+        node.CopyFrom(onnx.helper.make_node('Scan', node.input, node.output, node.name, body=body, num_scan_inputs=2))
+    for opset in [opset for opset in model.opset_import if opset.domain == 'bpv_fastai']:
+        model.opset_import.remove(opset)
     onnx.save(model, path)
 
 # %% ../../nbs/use/30_onnx.ipynb #55e1d6f2
@@ -80,16 +78,16 @@ class OnnxNetwork(nn.Module):
         "Run the graph"
         return torch.from_numpy(self.session.run(None, dict(ids=x.numpy()))[0])
 
-# %% ../../nbs/use/30_onnx.ipynb #1dd86180
+# %% ../../nbs/use/30_onnx.ipynb #f7d04d8d
+@torch.inference_mode()
 def _compare(net: TitleEnsemble, path: Path, atol: float):
     "Compare the graph with PyTorch at several sizes. Raise `CategorizerError` where they differ"
     graph, rng, vocab_sz = OnnxNetwork(path), np.random.default_rng(0), net.members[0].config['vocab_sz']
     for n, longest in ((1, 1), (1, 3), (7, 40), (3, 200)):
         lengths = rng.integers(1, longest + 1, n)
         lengths[0] = longest
-        ids = rng.integers(1, vocab_sz, (n, longest))
-        x = torch.from_numpy(np.where(np.arange(longest) < lengths[:, None], ids, 0))
-        with torch.inference_mode(): difference = float((graph(x).exp() - net(x).exp()).abs().max())
+        x = torch.from_numpy(rng.integers(1, vocab_sz, (n, longest)) * (np.arange(longest) < lengths[:, None]))
+        difference = float((graph(x).exp() - net(x).exp()).abs().max())
         if not difference < atol:
             raise CategorizerError(f'differs from PyTorch by {difference:.2g} for {n} titles of {longest} tokens',
                                    path=path.name)
@@ -134,7 +132,7 @@ def write_onnx(
     write_description(description, path/'onnx.json')
     return path
 
-# %% ../../nbs/use/30_onnx.ipynb #5d7541b1
+# %% ../../nbs/use/30_onnx.ipynb #9fe83843
 def load_onnx(
     path: str | Path, # the folder that `write_onnx` wrote
     int8: bool = False, # load the network with weights of 8 bits
@@ -145,10 +143,9 @@ def load_onnx(
     if not description.files or name not in description.files: raise CategorizerError(f'holds no {name}', path=path)
     check_file(path/name, description.files[name])
     network = OnnxNetwork(path/name)
-    inputs, outputs = network.session.get_inputs(), network.session.get_outputs()
-    shapes = [output.shape for output in outputs]
-    if [i.name for i in inputs] != ['ids'] or len(shapes) != 1 or len(shapes[0]) != 2 \
-            or shapes[0][1] not in (len(description.categories), 'categories'):
-        raise CategorizerError(f'a network of another shape: {shapes}', path=path/name)
-    model = as_model(description, network, path/'onnx.json')
-    return replace(model, checksum=f'{model.checksum} {name}')
+    names = [tensor.name for tensor in network.session.get_inputs()]
+    widths = [tensor.shape[1:] for tensor in network.session.get_outputs()]
+    if names != ['ids'] or widths not in ([[len(description.categories)]], [['categories']]):
+        raise CategorizerError(f'a network of another shape: {names} to {widths}', path=path/name)
+    description.checksum += f' {name}'
+    return as_model(description, network, path/'onnx.json')

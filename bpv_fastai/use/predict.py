@@ -5,20 +5,18 @@
 # %% auto #0
 __all__ = ['TitleLabeller', 'label_titles', 'map_file']
 
-# %% ../../nbs/use/20_predict.ipynb #dd1a64a9
+# %% ../../nbs/use/20_predict.ipynb #14af8e17
 import csv, glob, gzip, hashlib, io, json, re, shutil, sys, uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from ..data.catalog import select_columns
@@ -29,11 +27,11 @@ from ..data.titles import CategoryVocab, CharVocab, encode_titles
 from ..decide.decider import Decider, label_table
 from ..models.inference import title_top_probs
 
-# %% ../../nbs/use/20_predict.ipynb #d3a4c926
+# %% ../../nbs/use/20_predict.ipynb #878f4f7a
 @dataclass
 class TitleLabeller:
     "Labels lists of titles with a network, and counts what it had to cut or leave without a category"
-    net: nn.Module # token ids in, logits or log-probabilities out
+    net: torch.nn.Module # token ids in, logits or log-probabilities out
     char_vocab: CharVocab # characters that it reads
     vocab: CategoryVocab # categories that it knows
     decider: Decider # turns probabilities into answers
@@ -51,9 +49,9 @@ class TitleLabeller:
         if self.rule is None: self.rule = 'f1' if self.decider.is_fitted else 'best'
         if self.rule not in ('f1', 'best'): raise ValueError(f"decide is {self.rule!r}; it can be 'f1' or 'best'")
         if self.rule == 'f1' and not self.decider.is_fitted:
-            remedy = Remedy("Choose the most probable category, 'best', with {decide}", decide='best')
-            raise CategorizerError('this model was saved without decisions for F1 (it had too few validation titles)',
-                                   remedy=remedy)
+            raise CategorizerError(
+                'this model was saved without decisions for F1 (it had too few validation titles)',
+                remedy=Remedy("Choose the most probable category, 'best', with {decide}", decide='best'))
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise ValueError(f'min_confidence is {self.min_confidence}; it lies between 0 and 1')
 
@@ -70,19 +68,7 @@ class TitleLabeller:
         top = title_top_probs(self.net, encoded, k, self.bs, self.device, n_threads=None)
         return label_table(titles, top, self.decider, self.vocab, self.top_k, self.rule, self.min_confidence, reasons)
 
-# %% ../../nbs/use/20_predict.ipynb #f53b496c
-def _chunks(titles, title_col: str, size: int) -> Iterator[tuple[list, Sequence]]:
-    "Yield lists of at most `size` titles with their index"
-    if isinstance(titles, (str, bytes)): raise TypeError('give a list of titles, not one string')
-    if isinstance(titles, pd.DataFrame): titles = select_columns(titles, [title_col])[title_col]
-    if isinstance(titles, pd.Series):
-        for i in range(0, len(titles), size): yield as_text(titles.iloc[i:i + size]), titles.index[i:i + size]
-        return
-    remaining, start = iter(titles), 0
-    while chunk := list(islice(remaining, size)):
-        yield as_text(pd.Series(chunk, dtype=object)), pd.RangeIndex(start, start + len(chunk))
-        start += len(chunk)
-
+# %% ../../nbs/use/20_predict.ipynb #22c44f38
 def label_titles(
     titles: Iterable, # list, array, generator or Series of titles, or a DataFrame
     label: Callable, # list of titles -> DataFrame with a row for each, e.g. a `TitleLabeller`
@@ -91,57 +77,55 @@ def label_titles(
     progress: bool = True, # show a bar after two seconds
 ) -> pd.DataFrame: # a row for each title, in the order given; a Series keeps its index
     "Label titles from any source, reading a generator chunk by chunk"
-    tables, total = [], len(titles) if hasattr(titles, '__len__') else None
-    with tqdm(total=total, unit=' titles', unit_scale=True, disable=not progress, delay=2, leave=False) as bar:
-        for chunk, index in _chunks(titles, title_col, size):
-            tables.append(label(chunk).set_axis(index))
+    if isinstance(titles, (str, bytes)): raise TypeError('give a list of titles, not one string')
+    if isinstance(titles, pd.DataFrame): titles = select_columns(titles, [title_col])[title_col]
+    index = titles.index if isinstance(titles, pd.Series) else None
+    tables, remaining = [], iter(titles if index is None else titles.astype(object))
+    with tqdm(titles, unit=' titles', unit_scale=True, disable=not progress, delay=2, leave=False) as bar:
+        while chunk := list(islice(remaining, size)):
+            tables.append(label(as_text(pd.Series(chunk, dtype=object))))
             bar.update(len(chunk))
-    return pd.concat(tables) if tables else label([])
+    labelled = pd.concat(tables, ignore_index=True) if tables else label([])
+    return labelled if index is None else labelled.set_axis(index)
 
-# %% ../../nbs/use/20_predict.ipynb #a35ab2c4
-_breaks = re.compile('[\t\r\n]')
-
+# %% ../../nbs/use/20_predict.ipynb #7599830e
 def _tsv_cell(value: object) -> str:
     "Write a cell so that it stays in its column and row"
-    if isinstance(value, str): return _breaks.sub(' ', value)
     if value is None or value != value: return ''
-    return f'{value:.6f}' if isinstance(value, float) else str(value)
+    return f'{value:.6f}' if isinstance(value, float) else re.sub('[\t\r\n]', ' ', str(value))
 
 def _as_tsv(df: pd.DataFrame, header: bool) -> bytes:
     "Write a table as TSV without quoting"
-    lines = ['\t'.join(df.columns)] if header else []
-    lines += ['\t'.join(map(_tsv_cell, row)) for row in zip(*(df[column].tolist() for column in df.columns))]
-    return ''.join(line + '\n' for line in lines).encode('utf-8', 'surrogateescape')
+    rows = chain([df.columns] if header else [], df.itertuples(index=False, name=None))
+    return ''.join('\t'.join(map(_tsv_cell, row)) + '\n' for row in rows).encode('utf-8', 'surrogateescape')
 
 def _as_csv(df: pd.DataFrame, header: bool) -> bytes:
     "Write a table as CSV"
     has_return = any('\r' in title for title in df.get('title', []) if isinstance(title, str))
-    quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL  # the minimum leaves a lone '\r' bare
-    text = df.to_csv(None, index=False, header=header, float_format='%.6f', lineterminator='\n', quoting=quoting)
-    return text.encode('utf-8', 'surrogateescape')
+    return df.to_csv(
+        index=False, header=header, float_format='%.6f', lineterminator='\n',
+        quoting=csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL,  # the minimum leaves a lone '\r' bare
+    ).encode('utf-8', 'surrogateescape')
+
+def _parquet_column(column: pd.Series) -> pa.Array:
+    "Convert a column to a type that does not depend on the values of this chunk"
+    if column.dtype.kind in 'bf': return pa.array(column, {'b': pa.bool_(), 'f': pa.float32()}[column.dtype.kind])
+    return pa.array([v.encode('utf-8', 'replace').decode() if isinstance(v, str) else None for v in column], pa.string())
 
 def _as_parquet(df: pd.DataFrame) -> bytes:
-    "Write a table as Parquet, with column types that do not depend on the values of this chunk"
-    columns = {}
-    for name, column in df.items():
-        if column.dtype == bool: columns[name] = pa.array(column, pa.bool_())
-        elif pd.api.types.is_float_dtype(column.dtype): columns[name] = pa.array(column, pa.float32())
-        else:
-            texts = [v.encode('utf-8', 'replace').decode() if isinstance(v, str) else None for v in column]
-            columns[name] = pa.array(texts, pa.string())
+    "Write a table as Parquet"
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
+    pq.write_table(pa.table({name: _parquet_column(column) for name, column in df.items()}), buffer)
     return buffer.getvalue()
 
-# %% ../../nbs/use/20_predict.ipynb #2f80be14
+# %% ../../nbs/use/20_predict.ipynb #c9aec3fd
 @contextmanager
 def _job_folder(path: Path, job: dict) -> Iterator[Path]:
     "Lock the folder of the parts of a job and yield it; remove what other jobs left for the same file"
     name = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
     folder = path.with_name(f'.{path.name}.{name}.parts')
     folder.mkdir(parents=True, exist_ok=True)
-    for other in path.parent.glob(f'.{glob.escape(path.name)}.*.parts'):
-        if other == folder: continue
+    for other in set(path.parent.glob(f'.{glob.escape(path.name)}.*.parts')) - {folder}:
         with lock_folder(other) as is_held:
             if is_held: shutil.rmtree(other, ignore_errors=True)
     with lock_folder(folder) as is_held:
@@ -152,24 +136,20 @@ def _job_folder(path: Path, job: dict) -> Iterator[Path]:
 
 def _join(parts: list, path: Path, kind: str):
     "Join parts into one file; gzip allows several members one after the other"
-    with whole_file(path) as beside:
-        if kind == 'parquet':
-            with pq.ParquetWriter(beside, pq.read_schema(parts[0])) as writer:
-                for part in parts: writer.write_table(pq.read_table(part))
-            return
-        with open(beside, 'wb') as joined:
-            for part in parts: joined.write(part.read_bytes())
+    is_parquet = kind == 'parquet'
+    with whole_file(path) as beside, \
+            pq.ParquetWriter(beside, pq.read_schema(parts[0])) if is_parquet else open(beside, 'wb') as joined:
+        for part in parts:
+            if is_parquet: joined.write_table(pq.read_table(part))
+            else: joined.write(part.read_bytes())
 
-# %% ../../nbs/use/20_predict.ipynb #67fe466e
+# %% ../../nbs/use/20_predict.ipynb #7af126e0
 def _label_part(part: TablePart, label: Callable, columns: Sequence | None) -> pd.DataFrame:
     "Label the rows of a part in their order; a row of wrong shape gets its cells as title and no category"
     titles = dict(zip(part.df.index, as_text(part.df.iloc[:, 0])))
     rows = sorted([*titles, *(bad.row for bad in part.misshapen)])
-    df = label([titles.get(row) for row in rows])
-    if len(df) != len(rows): raise ValueError(f'{len(rows)} titles gave {len(df)} rows')
-    if part.misshapen:
-        df = df.set_axis(rows).astype(dict(title=object, reason=object))
-        for bad in part.misshapen: df.loc[bad.row, ['title', 'reason']] = bad.value, bad.problem
+    df = label([titles.get(row) for row in rows]).set_axis(rows).astype(dict(title=object, reason=object))
+    for bad in part.misshapen: df.loc[bad.row, ['title', 'reason']] = bad.value, bad.problem
     if columns is None: return df
     if absent := [c for c in columns if c not in df.columns]:
         raise CatalogError(f'no column {", ".join(map(repr, absent))} to write; it has {", ".join(df.columns)}')
@@ -178,19 +158,19 @@ def _label_part(part: TablePart, label: Callable, columns: Sequence | None) -> p
 def _part_bytes(df: pd.DataFrame, path: Path, header: bool) -> bytes:
     "Write a part in the format that the name of the output tells"
     kind = file_kind(path, exists=False)
-    if kind == 'parquet': return _as_parquet(df)
-    data = _as_tsv(df, header) if kind == 'tsv' else _as_csv(df, header)
+    data = _as_parquet(df) if kind == 'parquet' else dict(tsv=_as_tsv, csv=_as_csv)[kind](df, header)
     return gzip.compress(data, mtime=0) if path.suffix.lower() == '.gz' else data
 
-# %% ../../nbs/use/20_predict.ipynb #b0e2ec00
+# %% ../../nbs/use/20_predict.ipynb #c250f09e
 def _check_output(path: Path, source: Path | str) -> str:
     "Check the name of the output and give its kind"
     kind = file_kind(path, exists=False)
-    if kind == 'parquet' and path.suffix.lower() == '.gz':
-        raise CatalogError('Parquet is compressed already', path=path, remedy='Remove .gz from the name')
-    if path.is_dir(): raise CatalogError('this is a folder', path=path, remedy='Name a file in it')
-    if source != '-' and path.exists() and path.samefile(source):
-        raise CatalogError('this is where the titles come from', path=path, remedy='Name another file to write')
+    is_source = source != '-' and path.exists() and path.samefile(source)
+    for is_wrong, problem, remedy in (
+            (kind == 'parquet' and path.suffix.lower() == '.gz', 'Parquet is compressed already', 'Remove .gz from the name'),
+            (path.is_dir(), 'this is a folder', 'Name a file in it'),
+            (is_source, 'this is where the titles come from', 'Name another file to write')):
+        if is_wrong: raise CatalogError(problem, path=path, remedy=remedy)
     return kind
 
 def _describe_source(path: Path | str) -> dict:
@@ -209,7 +189,7 @@ def _to_stdout(parts: Iterable[TablePart], label: Callable, columns: Sequence, h
         n_rows += len(df)
     return n_rows
 
-# %% ../../nbs/use/20_predict.ipynb #1a88d737
+# %% ../../nbs/use/20_predict.ipynb #5a192498
 def map_file(
     source: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
     path: str | Path, # the file to write, in the format that its name tells, or '-' for the standard output (TSV)
@@ -230,24 +210,18 @@ def map_file(
     job = _describe_source(reader.path) | dict(title_col=title_col, columns=columns, header=header, size=size,
                                                identity=identity)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _job_folder(path, job) as folder:
-        n_rows, parts = _write_parts(reader, folder, path, label, columns, header or kind != 'tsv', size, progress)
+    n_rows, parts, bar_format = 0, [], '{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]'
+    with _job_folder(path, job) as folder, \
+            tqdm(total=1., disable=not progress, bar_format=bar_format, leave=False) as bar:
+        for i, part in enumerate(reader.parts(size)):
+            parts.append(folder/f'{i:06}')
+            if not parts[i].exists():
+                data = _part_bytes(_label_part(part, label, columns), path, i == 0 and (header or kind != 'tsv'))
+                with whole_file(parts[i]) as f: f.write_bytes(data)
+            n_rows += len(part.df) + len(part.misshapen)
+            bar.set_postfix_str(f'{n_rows:,} titles', refresh=False)
+            bar.update(reader.share - bar.n)
         if not parts: raise CatalogError('no titles', path=reader.path)
         _join(parts, path, kind)
         for part in parts: part.unlink()
     return n_rows
-
-def _write_parts(reader, folder, path, label, columns, header, size, progress) -> tuple[int, list]:
-    "Write the parts that are missing; give the number of rows and the paths of all parts"
-    n_rows, paths = 0, []
-    with tqdm(total=1., disable=not progress, bar_format='{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]',
-              leave=False) as bar:
-        for i, part in enumerate(reader.parts(size)):
-            paths.append(folder/f'{i:06}')
-            n_rows += len(part.df) + len(part.misshapen)
-            if not paths[i].exists():
-                data = _part_bytes(_label_part(part, label, columns), path, header and i == 0)
-                with whole_file(paths[i]) as f: f.write_bytes(data)
-            bar.set_postfix_str(f'{n_rows:,} titles', refresh=False)
-            bar.update(reader.share - bar.n)
-    return n_rows, paths
