@@ -1,7 +1,7 @@
 "What a user or a tutorial calls, by one import."
 import warnings
 
-warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')  # raised by newer PyTorch at fastai's import
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')  # raised when fastai is imported
 
 from fastai.learner import load_learner
 from fastai.torch_core import set_seed

@@ -54,7 +54,7 @@ def _curves(learn: Learner) -> list:
     "Return the report of each member's training, None for one that was trained elsewhere"
     return learn.curves if isinstance(learn, Ensemble) else [None] * len(members_of(learn))
 
-# %% ../nbs/30_ensemble.ipynb #c9f2fd0f
+# %% ../nbs/30_ensemble.ipynb #cb567007
 class Ensemble(TitleLearner):
     "Average trained networks, forward and backward, as one learner (paper, section 4.4)"
     def __init__(self,
@@ -79,7 +79,7 @@ class Ensemble(TitleLearner):
     @property
     def reports(self) -> pd.DataFrame:
         "A row for each member: its direction, and the scores of its training where `Ensemble.train` trained it"
-        return pd.DataFrame([dict(direction=_direction(*member)) | (curve.scores if curve else {})
+        return pd.DataFrame([dict(direction=_direction(*member)) | getattr(curve, 'scores', {})
                              for member, curve in zip(members_of(self), self.curves)])
 
     def _set_members(self, members: list, curves: list) -> 'Ensemble':

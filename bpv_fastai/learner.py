@@ -84,12 +84,12 @@ class TitleLearner(StartsAnywhere, Learner):
                              'pass dl=learn.dls.test_dl(titles), or use learn.decide(titles)')
         return super().get_preds(ds_idx, dl, **kwargs)
 
-# %% ../nbs/10_learner.ipynb #562555a4
+# %% ../nbs/10_learner.ipynb #57b3925d
 def _title_learner(dls: TitleDataLoaders, model: torch.nn.Module, metrics=None, cbs=None, **kwargs) -> TitleLearner:
     "Create a learner with the scores and callbacks of this library"
     if metrics is None: metrics = [accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()]
-    return TitleLearner(dls, model.to(dls.device), metrics=metrics,
-                        cbs=[StopAtDivergence(), ReturnMemory(), F1Calibration(), *L(cbs)], **kwargs)
+    cbs = [StopAtDivergence(), ReturnMemory(), F1Calibration(), *L(cbs)]
+    return TitleLearner(dls, model.to(dls.device), metrics=metrics, cbs=cbs, **kwargs)
 
 # %% ../nbs/10_learner.ipynb #7743a67c
 def bpv_learner(
@@ -241,7 +241,7 @@ def to_fp32(self: TitleLearner) -> TitleLearner: # itself
     self.model.autocast = None
     return Learner.to_fp32(self) if hasattr(self, 'mixed_precision') else self
 
-# %% ../nbs/10_learner.ipynb #58ab7c0a
+# %% ../nbs/10_learner.ipynb #562da4bd
 class _WeighNgrams(Callback):
     "Weigh the n-grams of a new bag by how many training titles have them"
     order = -20
@@ -264,5 +264,6 @@ def ngram_learner(
     # a bag needs no padding, and a batch of titles of one length is less varied
     if len(dls.train_ds): dls = dls.with_train(window=1)
     model = NgramBag(len(dls.char_vocab), dls.c, letter_ids(dls.char_vocab.chars), **sizes)
-    return _title_learner(dls, model, metrics, [_WeighNgrams(), *L(cbs)], opt_func=partial(SGD, mom=0.), wd=0., path=path,
-                          lr=10 * dls.train.bs / 128 * min(1, (64 / sizes['dim'])**.5) if lr is None else lr)
+    return _title_learner(
+        dls, model, metrics, [_WeighNgrams(), *L(cbs)], opt_func=partial(SGD, mom=0.), wd=0., path=path,
+        lr=10 * dls.train.bs / 128 * min(1, (64 / sizes['dim'])**.5) if lr is None else lr)

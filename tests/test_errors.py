@@ -1,9 +1,11 @@
 "The wording of errors for the library and for commands, and their way between processes."
 import pickle
+import warnings
 
 import pytest
 
-from bpv_fastai.data.errors import CatalogError, CategorizerError, Remedy, ResumeError, TitleError, TrainingDiverged
+from bpv_fastai.data.errors import (CatalogError, CategorizerError, Remedy, ResumeError, TitleError, TitleWarning,
+                                    TrainingDiverged)
 
 options = {'title_col': '--title', 'category_col': '--category', 'on_bad': '--drop', 'rule': '--decide best'}
 
@@ -36,3 +38,9 @@ def test_errors_keep_their_class_and_parts_in_a_pickle(kind, builtin):
     assert type(copy) is kind and isinstance(copy, TitleError) and isinstance(copy, builtin)
     assert str(copy) == str(error) and copy.worded(options) == error.worded(options)
     assert (copy.problem, copy.path, copy.row, copy.column) == ('empty', 'a.csv', 3, 'title')
+
+
+def test_a_warning_words_its_remedy_as_an_error_does():
+    with pytest.warns(TitleWarning, match='cut. Use max_len=') as caught:
+        warnings.warn(TitleWarning('cut', remedy=Remedy('Use {max_len}')))
+    assert isinstance(caught[0].message, UserWarning) and caught[0].message.worded(dict(max_len='--longest')) == 'cut. Use --longest'

@@ -82,12 +82,7 @@ def _category_tree(n: int, rng: np.random.Generator) -> tuple[list, np.ndarray]:
         return '>'.join(str(level) for level in [*levels[:depth[i] - 1], levels[-1]])
     return [path(i) for i in range(n)], np.stack([top, middle], 1)
 
-# %% ../../nbs/data/50_samples.ipynb #c10cf569
-def _title_lengths(n: int, rng: np.random.Generator) -> np.ndarray:
-    "Draw lengths like the challenge's: 1 to 274 characters, mean about 63, many cut at 80 by a display limit"
-    lengths = np.clip(rng.gamma(4.5, 14.5, n).astype(np.int64), 1, 274)
-    return np.where((lengths > 80) & (rng.random(n) < .6), 80, lengths)
-
+# %% ../../nbs/data/50_samples.ipynb #b8897d25
 def _category_of(n_titles: int, n_categories: int, rng: np.random.Generator) -> np.ndarray:
     "Draw a category for each title: Zipf's law, falling faster in the tail; none is empty if there are enough titles"
     rank = np.arange(1, n_categories + 1)
@@ -96,12 +91,13 @@ def _category_of(n_titles: int, n_categories: int, rng: np.random.Generator) -> 
     if n_titles >= n_categories: of[:n_categories] = np.arange(n_categories)
     return rng.permutation(of)
 
-# %% ../../nbs/data/50_samples.ipynb #415d38f2
+# %% ../../nbs/data/50_samples.ipynb #e6b88d8f
 def _title_text(of: np.ndarray, groups: np.ndarray, words: tuple, rng: np.random.Generator) -> list:
     "Write titles for the categories `of`: each word belongs to the category, to one of its groups, or to nobody"
     chars, offsets = words
     n_words = len(offsets) - 1
-    lengths = _title_lengths(len(of), rng)
+    lengths = np.clip(rng.gamma(4.5, 14.5, len(of)).astype(np.int64), 1, 274)  # mean about 63, as in the challenge
+    lengths = np.where((lengths > 80) & (rng.random(len(of)) < .6), 80, lengths)  # many cut by a display limit
     counts = lengths // 5 + 1                             # the shortest word with its space has 5 characters
     title = np.repeat(np.arange(len(of)), counts)
     c, u, k = of[title], rng.random(len(title)), rng.integers(0, 12, len(title))

@@ -161,7 +161,7 @@ def _open_text(path: Path | str, newline: str):
     if start[:2] in (b'\xff\xfe', b'\xfe\xff'): raise CatalogError('this is UTF-16; save it as UTF-8', path=path)
     with opener(path)(path, 'rt', **text_format) as text: yield text
 
-# %% ../../nbs/data/30_tables.ipynb #1bb01ebc
+# %% ../../nbs/data/30_tables.ipynb #7e52f51e
 class TableReader:
     "The columns of a TSV, CSV or Parquet file, `.gz` on top of any, or of lines from the standard input, part by part"
     def __init__(self,
@@ -190,7 +190,9 @@ class TableReader:
                         lines.append(row)
                         cells += row_cells
                 if not lines and not misshapen: return
-                self._note_share(text)
+                if self.path != '-':
+                    raw = getattr(text.buffer, 'fileobj', text.buffer)  # of a gzip file: the compressed bytes
+                    self.share = raw.tell() / self.path.stat().st_size
                 columns = {name: cells[i::width] for i, name in enumerate(self.columns)}
                 yield TablePart(pd.DataFrame(columns, lines, dtype=object), misshapen)
 
@@ -207,11 +209,6 @@ class TableReader:
                 if is_header: continue
             if len(cells) == width: yield row, [cells[i] for i in positions], ''
             else: yield row, cells, f'{len(cells)} columns where {width} are expected'
-
-    def _note_share(self, text):
-        if self.path == '-': return
-        raw = getattr(text.buffer, 'fileobj', text.buffer)  # of a gzip file: the compressed bytes
-        self.share = raw.tell() / self.path.stat().st_size
 
     def _parquet_parts(self, size):
         with opener(self.path)(self.path, 'rb') as f:

@@ -27,7 +27,7 @@ from ..data.titles import CategoryVocab, CharVocab, encode_titles
 from ..decide.decider import Decider, label_table
 from ..models.inference import title_top_probs
 
-# %% ../../nbs/use/20_predict.ipynb #878f4f7a
+# %% ../../nbs/use/20_predict.ipynb #0e4706e0
 @dataclass
 class TitleLabeller:
     "Labels lists of titles with a network, and counts what it had to cut or leave without a category"
@@ -45,15 +45,17 @@ class TitleLabeller:
     n_unlabelled: int = field(default=0, init=False) # rows so far that hold no title
 
     def __post_init__(self):
-        if self.top_k < 1 or self.bs < 1: raise ValueError('top_k and bs must be at least 1')
         if self.rule is None: self.rule = 'f1' if self.decider.is_fitted else 'best'
-        if self.rule not in ('f1', 'best'): raise ValueError(f"decide is {self.rule!r}; it can be 'f1' or 'best'")
+        has_odd_confidence = self.min_confidence is not None and not 0 <= self.min_confidence <= 1
+        for is_wrong, problem in (
+                (self.top_k < 1 or self.bs < 1, 'top_k and bs must be at least 1'),
+                (self.rule not in Decider.rules, f"decide is {self.rule!r}; it can be 'f1' or 'best'"),
+                (has_odd_confidence, f'min_confidence is {self.min_confidence}; it lies between 0 and 1')):
+            if is_wrong: raise ValueError(problem)
         if self.rule == 'f1' and not self.decider.is_fitted:
             raise CategorizerError(
                 'this model was saved without decisions for F1 (it had too few validation titles)',
                 remedy=Remedy("Choose the most probable category, 'best', with {decide}", decide='best'))
-        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
-            raise ValueError(f'min_confidence is {self.min_confidence}; it lies between 0 and 1')
 
     def __call__(self,
         titles: list, # text; None or anything else where a row has no title
@@ -65,7 +67,7 @@ class TitleLabeller:
         self.n_cut += encoded.n_cut
         self.n_unlabelled += len(titles) - len(texts)
         k = min(max(self.top_k, self.decider.k), len(self.vocab))
-        top = title_top_probs(self.net, encoded, k, self.bs, self.device, n_threads=None)
+        top = title_top_probs(self.net, encoded, k, self.bs, self.device, tail=False)
         return label_table(titles, top, self.decider, self.vocab, self.top_k, self.rule, self.min_confidence, reasons)
 
 # %% ../../nbs/use/20_predict.ipynb #22c44f38
@@ -88,7 +90,7 @@ def label_titles(
     labelled = pd.concat(tables, ignore_index=True) if tables else label([])
     return labelled if index is None else labelled.set_axis(index)
 
-# %% ../../nbs/use/20_predict.ipynb #7599830e
+# %% ../../nbs/use/20_predict.ipynb #199f3ecb
 def _tsv_cell(value: object) -> str:
     "Write a cell so that it stays in its column and row"
     if value is None or value != value: return ''
@@ -110,7 +112,8 @@ def _as_csv(df: pd.DataFrame, header: bool) -> bytes:
 def _parquet_column(column: pd.Series) -> pa.Array:
     "Convert a column to a type that does not depend on the values of this chunk"
     if column.dtype.kind in 'bf': return pa.array(column, {'b': pa.bool_(), 'f': pa.float32()}[column.dtype.kind])
-    return pa.array([v.encode('utf-8', 'replace').decode() if isinstance(v, str) else None for v in column], pa.string())
+    texts = [v.encode('utf-8', 'replace').decode() if isinstance(v, str) else None for v in column]
+    return pa.array(texts, pa.string())
 
 def _as_parquet(df: pd.DataFrame) -> bytes:
     "Write a table as Parquet"
@@ -118,7 +121,7 @@ def _as_parquet(df: pd.DataFrame) -> bytes:
     pq.write_table(pa.table({name: _parquet_column(column) for name, column in df.items()}), buffer)
     return buffer.getvalue()
 
-# %% ../../nbs/use/20_predict.ipynb #c9aec3fd
+# %% ../../nbs/use/20_predict.ipynb #4b176f7a
 @contextmanager
 def _job_folder(path: Path, job: dict) -> Iterator[Path]:
     "Lock the folder of the parts of a job and yield it; remove what other jobs left for the same file"
@@ -138,7 +141,7 @@ def _join(parts: list, path: Path, kind: str):
     "Join parts into one file; gzip allows several members one after the other"
     is_parquet = kind == 'parquet'
     with whole_file(path) as beside, \
-            pq.ParquetWriter(beside, pq.read_schema(parts[0])) if is_parquet else open(beside, 'wb') as joined:
+            (pq.ParquetWriter(beside, pq.read_schema(parts[0])) if is_parquet else open(beside, 'wb')) as joined:
         for part in parts:
             if is_parquet: joined.write_table(pq.read_table(part))
             else: joined.write(part.read_bytes())
@@ -161,13 +164,14 @@ def _part_bytes(df: pd.DataFrame, path: Path, header: bool) -> bytes:
     data = _as_parquet(df) if kind == 'parquet' else dict(tsv=_as_tsv, csv=_as_csv)[kind](df, header)
     return gzip.compress(data, mtime=0) if path.suffix.lower() == '.gz' else data
 
-# %% ../../nbs/use/20_predict.ipynb #c250f09e
+# %% ../../nbs/use/20_predict.ipynb #507dc6b3
 def _check_output(path: Path, source: Path | str) -> str:
     "Check the name of the output and give its kind"
     kind = file_kind(path, exists=False)
     is_source = source != '-' and path.exists() and path.samefile(source)
     for is_wrong, problem, remedy in (
-            (kind == 'parquet' and path.suffix.lower() == '.gz', 'Parquet is compressed already', 'Remove .gz from the name'),
+            (kind == 'parquet' and path.suffix.lower() == '.gz', 'Parquet is compressed already',
+             'Remove .gz from the name'),
             (path.is_dir(), 'this is a folder', 'Name a file in it'),
             (is_source, 'this is where the titles come from', 'Name another file to write')):
         if is_wrong: raise CatalogError(problem, path=path, remedy=remedy)
@@ -176,8 +180,7 @@ def _check_output(path: Path, source: Path | str) -> str:
 def _describe_source(path: Path | str) -> dict:
     "Identify a source by name, size and time; the standard input is never the same twice"
     if path == '-': return dict(source='-', run=uuid.uuid4().hex)
-    stat = path.stat()
-    return dict(source=str(path), bytes=stat.st_size, modified=stat.st_mtime_ns)
+    return dict(source=str(path), bytes=path.stat().st_size, modified=path.stat().st_mtime_ns)
 
 def _to_stdout(parts: Iterable[TablePart], label: Callable, columns: Sequence, header: bool) -> int:
     "Write each part to the standard output as soon as it is labelled"
