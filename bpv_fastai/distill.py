@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['DistillationLoss', 'distill']
 
-# %% ../nbs/40_distill.ipynb #eb61c539
+# %% ../nbs/40_distill.ipynb #2383a2a4
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.losses import CrossEntropyLossFlat
 from torch import Tensor
 from torch.nn import functional as F

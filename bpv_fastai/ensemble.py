@@ -5,16 +5,13 @@
 # %% auto #0
 __all__ = ['members_of', 'Ensemble', 'member_learner', 'snapshots']
 
-# %% ../nbs/30_ensemble.ipynb #cd9ff00d
+# %% ../nbs/30_ensemble.ipynb #615d2825
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['TitleInterpretation']
 
-# %% ../nbs/20_interpret.ipynb #bcd386c8
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
+# %% ../nbs/20_interpret.ipynb #f3ef6353
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastai.basics import Learner, patch
 
 from .data.titles import decode_tokens

@@ -5,17 +5,14 @@
 # %% auto #0
 __all__ = ['TitleLearner', 'bpv_learner', 'ngram_learner']
 
-# %% ../nbs/10_learner.ipynb #296b93bb
+# %% ../nbs/10_learner.ipynb #81f45b7b
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.basics import SGD, Callback, L, Learner, accuracy, delegates, patch
 from fastai.callback.all import ParamScheduler  # and brings `no_bar`, `to_fp16`, `to_bf16` and `summary` to `Learner`
 

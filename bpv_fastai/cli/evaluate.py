@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['missing_threshold', 'save_evaluation', 'bpv_evaluate']
 
-# %% ../../nbs/cli/30_evaluate.ipynb #1bad976f
+# %% ../../nbs/cli/30_evaluate.ipynb #c3e99615
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.script import call_parse
 
 from ..categorizer import Categorizer

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['judge_ensemble', 'judge_linear', 'result_table', 'save_picture']
 
-# %% ../../nbs/cli/35_report.ipynb #43f29d16
+# %% ../../nbs/cli/35_report.ipynb #a18c115a
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import pandas as pd
+import matplotlib.pyplot as plt, pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
 from ..data.catalog import plot_category_counts, plot_title_lengths

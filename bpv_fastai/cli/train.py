@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['train_catalog', 'bpv_train']
 
-# %% ../../nbs/cli/40_train.ipynb #eedde9e7
+# %% ../../nbs/cli/40_train.ipynb #29fdcf5d
 import json, sys, time
 from pathlib import Path
 
-import pandas as pd
-import torch
+import pandas as pd, torch
 from fastcore.imports import IN_NOTEBOOK
 from fastcore.script import call_parse
 

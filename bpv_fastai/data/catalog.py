@@ -6,15 +6,13 @@
 __all__ = ['PART_SIZE', 'CatalogReport', 'catalog_report', 'select_columns', 'read_catalog', 'split_catalog', 'split_by_column',
            'drop_unseen', 'plot_category_counts', 'plot_title_lengths']
 
-# %% ../../nbs/data/40_catalog.ipynb #028a3eeb
+# %% ../../nbs/data/40_catalog.ipynb #83796d23
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.axes import Axes
 

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['usda_foods', 'synthetic_catalog']
 
-# %% ../../nbs/data/50_samples.ipynb #de3553ef
+# %% ../../nbs/data/50_samples.ipynb #b19e5e7b
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 
 from .catalog import CatalogReport, catalog_report, read_catalog
 from .errors import CatalogError

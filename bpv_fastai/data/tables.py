@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_problem', 'as_text', 'no_column_error', 'file_kind', 'opener', 'BadCell', 'TablePart', 'TableReader']
 
-# %% ../../nbs/data/30_tables.ipynb #fd66fc15
+# %% ../../nbs/data/30_tables.ipynb #c57d1bec
 import csv, gzip, io, numbers, re, sys, zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
+import numpy as np, pandas as pd, pyarrow.parquet as pq
 
 from .errors import CatalogError, Remedy
 

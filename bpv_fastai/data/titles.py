@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'CharVocab', 'decode_tokens', 'CategoryVocab', 'Titles', 'warn_cut', 'encode_titles']
 
-# %% ../../nbs/data/60_titles.ipynb #2136b6d7
+# %% ../../nbs/data/60_titles.ipynb #f8b70294
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from fastcore.basics import patch
 
 from .errors import CatalogError, Remedy, TitleWarning

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['probability_steps', 'ProbabilityCalibrator', 'calibration_error', 'plot_reliability']
 
-# %% ../../nbs/decide/40_calibration.ipynb #09e38751
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
+# %% ../../nbs/decide/40_calibration.ipynb #e8c5f112
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.axes import Axes
 from scipy.optimize import minimize

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['coverage_curve', 'threshold_for', 'plot_coverage']
 
-# %% ../../nbs/decide/60_coverage.ipynb #7ff16b81
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
+# %% ../../nbs/decide/60_coverage.ipynb #9822f947
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from scipy.stats import beta
 

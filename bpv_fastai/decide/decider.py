@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['Decider', 'judge_decisions', 'DeciderSchema', 'label_table']
 
-# %% ../../nbs/decide/70_decider.ipynb #58b8b59a
+# %% ../../nbs/decide/70_decider.ipynb #c60bbf8d
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import msgspec
-import numpy as np
-import pandas as pd
+import msgspec, numpy as np, pandas as pd
 from fastcore.basics import patch
 
 from .calibration import ProbabilityCalibrator

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['CategoryCounts', 'confused_pairs', 'category_report']
 
-# %% ../../nbs/decide/20_metrics.ipynb #be7c97e8
+# %% ../../nbs/decide/20_metrics.ipynb #b0c13533
 from collections.abc import Sequence
 
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 
 # %% ../../nbs/decide/20_metrics.ipynb #23b31c30
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['path_scores']
 
-# %% ../../nbs/decide/30_taxonomy.ipynb #f0c72d77
+# %% ../../nbs/decide/30_taxonomy.ipynb #34d84438
 from collections.abc import Sequence
 from os.path import commonprefix  # of lists, too
 
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 
 # %% ../../nbs/decide/30_taxonomy.ipynb #156cf8c6
 def path_scores(

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['reverse_titles', 'average_log_probs', 'check_shares', 'TitleEnsemble', 'fit_shares']
 
-# %% ../../nbs/models/60_average.ipynb #9d42ff1a
+# %% ../../nbs/models/60_average.ipynb #09c299d5
 import math
 from collections.abc import Sequence
 
-import numpy as np
-import torch
+import numpy as np, torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F

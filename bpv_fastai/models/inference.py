@@ -6,7 +6,7 @@
 __all__ = ['title_tensors', 'gather_titles', 'TitleBatches', 'usable_cores', 'map_outputs', 'map_log_probs', 'top_probs',
            'title_top_probs']
 
-# %% ../../nbs/models/80_inference.ipynb #62c8d431
+# %% ../../nbs/models/80_inference.ipynb #24e5c64a
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
-import joblib
-import numpy as np
-import torch
+import joblib, numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

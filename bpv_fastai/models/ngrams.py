@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['letter_ids', 'ngram_rows', 'NgramBag', 'ngram_sizes']
 
-# %% ../../nbs/models/50_ngrams.ipynb #8c2942ec
+# %% ../../nbs/models/50_ngrams.ipynb #16c6f505
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 

@@ -6,18 +6,16 @@
 __all__ = ['WeightedPrecision', 'WeightedRecall', 'WeightedF1', 'return_memory', 'ReturnMemory', 'StopAtDivergence',
            'has_diverged', 'best_preds', 'F1Calibration']
 
-# %% ../../nbs/train/30_callbacks.ipynb #ba3fee8e
+# %% ../../nbs/train/30_callbacks.ipynb #02a2ab47
 import ctypes
 from contextlib import suppress
 
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 from fastai.basics import Callback, CancelFitException, Learner, Metric, noop
 from fastai.callback.all import AMPMode, LRFinder
 from fastprogress.fastprogress import progress_bar
 
-from ..data.errors import TrainingDiverged
+from ..data.errors import Remedy, TrainingDiverged
 from ..data.sampler import cut_batches
 from ..decide.decider import Decider
 from ..decide.metrics import CategoryCounts
@@ -64,7 +62,7 @@ class ReturnMemory(Callback):
     def after_batch(self):
         if self.iter % self.every == self.every - 1: return_memory()
 
-# %% ../../nbs/train/30_callbacks.ipynb #a4c3c44d
+# %% ../../nbs/train/30_callbacks.ipynb #24703f20
 class StopAtDivergence(Callback):
     "Stop training when the loss is not finite or 100 times the first; `TitleLearner.fit` then raises `error`"
     order, run_valid = 70, False
@@ -88,7 +86,7 @@ class StopAtDivergence(Callback):
         self.error = TrainingDiverged(
             f'the loss reached {worst:.3g} in epoch {self.epoch}, batch {self.iter} of {self.n_iter}, '
             f'at a learning rate of {self.opt.hypers[-1]["lr"]:.3g}: the weights are lost',
-            remedy='Make a new learner and halve the peak rate; learn.lr_sweep() shows how high it may be')
+            remedy=Remedy('Halve the peak rate with {lr_max} and train new weights'))
         raise CancelFitException()
 
 def has_diverged(

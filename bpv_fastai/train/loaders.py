@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['TitleDataset', 'TitleDL', 'show_table', 'TitleDataLoaders', 'as_series']
 
-# %% ../../nbs/train/10_loaders.ipynb #a3498903
+# %% ../../nbs/train/10_loaders.ipynb #6ba8474e
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 from fastai.basics import (IN_NOTEBOOK, CrossEntropyLossFlat, DataLoader, DataLoaders, default_device, display_df,
                            num_distrib, patch)
 

@@ -6,7 +6,7 @@
 __all__ = ['MemberSpec', 'MemberReport', 'ReportProgress', 'train_member', 'members_folder', 'members_at_once', 'train_members',
            'load_member']
 
-# %% ../../nbs/train/60_members.ipynb #32d03934
+# %% ../../nbs/train/60_members.ipynb #9040abc5
 import os, signal, tempfile, threading, time, zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -16,8 +16,7 @@ from functools import partial
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 
-import msgspec
-import torch
+import msgspec, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from joblib.externals.loky import ProcessPoolExecutor

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['StartsAnywhere', 'FitState', 'Checkpoints']
 
-# %% ../../nbs/train/40_resume.ipynb #16e1a064
+# %% ../../nbs/train/40_resume.ipynb #20f58d31
 import signal, threading, time, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.basics import (Callback, CancelEpochException, CancelFitException, L, Learner, get_random_states, patch,
                            set_random_states, to_device)
 from msgspec import MsgspecError, msgpack

@@ -5,13 +5,10 @@
 # %% auto #0
 __all__ = ['linear_cycle', 'plot_schedule', 'LinearLRFinder', 'plot_sweep']
 
-# %% ../../nbs/train/20_schedule.ipynb #e4264bac
+# %% ../../nbs/train/20_schedule.ipynb #ebd40d13
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.callback.all import CancelFitException, LRFinder, SchedLin, SchedNo
 
 # %% ../../nbs/train/20_schedule.ipynb #9739b76f

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TitleLabeller', 'label_titles', 'map_file']
 
-# %% ../../nbs/use/20_predict.ipynb #14af8e17
+# %% ../../nbs/use/20_predict.ipynb #a69b3dd6
 import csv, glob, gzip, hashlib, io, json, re, shutil, sys, uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
+import pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
 from tqdm import tqdm
 
 from ..data.catalog import select_columns
