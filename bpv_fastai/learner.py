@@ -27,7 +27,7 @@ from .train.loaders import TitleDataLoaders, TitleDL, as_series
 from .train.resume import Checkpoints, StartsAnywhere
 from .train.schedule import LinearLRFinder, linear_cycle, plot_sweep
 
-# %% ../nbs/10_learner.ipynb #db69bc78
+# %% ../nbs/10_learner.ipynb #8d8e69fd
 def _with_checkpoints(cbs, resume: bool) -> list: return [*L(cbs), *([Checkpoints()] if resume else [])]
 
 class TitleLearner(StartsAnywhere, Learner):
@@ -46,10 +46,10 @@ class TitleLearner(StartsAnywhere, Learner):
         if not len(self.dls.train):
             raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
         cbs = _with_checkpoints(cbs, resume)
-        checkpoints = next((cb for cb in (*cbs, *self.cbs) if isinstance(cb, Checkpoints)), None)
-        with checkpoints.handling_signals() if checkpoints else nullcontext():
+        checkpoints = [cb for cb in (*cbs, *self.cbs) if isinstance(cb, Checkpoints)]
+        with checkpoints[0].handling_signals() if checkpoints else nullcontext():
             super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
-        for cb in (checkpoints, getattr(self, 'stop_at_divergence', None)):
+        for cb in (*checkpoints, getattr(self, 'stop_at_divergence', None)):
             if cb is not None and cb.error is not None: raise cb.error
 
     @delegates(Learner.fit_one_cycle)

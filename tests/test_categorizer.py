@@ -25,6 +25,7 @@ from bpv_fastai.decide.decider import Decider
 from bpv_fastai.models.average import TitleEnsemble
 from bpv_fastai.models.network import TitleClassifier
 from bpv_fastai.models.ngrams import NgramBag, letter_ids
+from bpv_fastai.use.predict import map_file
 from bpv_fastai.use.format import description_checksum, note_file
 
 data = Path(__file__).parent/'data'
@@ -381,3 +382,11 @@ cat.predict_file({str(tmp_path/'t.tsv')!r}, {str(tmp_path/'o.tsv')!r}, precision
     assert (tmp_path/'o.tsv').read_bytes() == (tmp_path/'once.tsv').read_bytes()
     lines = (tmp_path/'o.tsv').read_text().split('\n')
     assert lines[3] == 'two columns\t' and lines[501] == '\t' and [line.split('\t')[0] for line in lines[4:8]] == titles[4:8]
+
+
+def test_a_file_is_labelled_by_any_function(tmp_path):
+    "A table without the column `reason` will do where all rows have their shape"
+    (tmp_path/'t.tsv').write_text('a\nb\n')
+    def label(titles): return pd.DataFrame(dict(title=titles, category=['x'] * len(titles)), dtype=object)
+    assert map_file(tmp_path/'t.tsv', tmp_path/'o.tsv', label, progress=False) == 2
+    assert (tmp_path/'o.tsv').read_text() == 'a\tx\nb\tx\n'

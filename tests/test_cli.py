@@ -181,6 +181,7 @@ bad_input = {
     'one column for both': ('bpv_train', ['hole.csv', '--title', 'title', '--category', 'title'], "must be two columns, not both 'title'"),
     'a cell nobody knows': ('bpv_train', ['hole.csv', '--cell', 'gru'], '--cell gru: it can be lstm, qrnn'),
     'a precision nobody knows': ('bpv_train', ['hole.csv', '--fresh', '--precision', 'fp8'], '--precision fp8: it can be auto, fp32, bf16'),
+    'fewer rows than none': ('bpv_demo', ['--rows', '-5'], 'rows must be positive'),
     'fewer pairs than none': ('bpv_demo', ['--pairs', '-1'], 'pairs cannot be negative'),
     'confidence above one': ('bpv_predict', [saved, 'one.tsv', '--confidence', '1.5'], 'between 0 and 1'),
 }

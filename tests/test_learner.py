@@ -119,7 +119,7 @@ def test_callbacks_share_no_name_with_the_learner():
 def test_divergence_is_one_sentence_and_leaves_a_working_learner():
     learn = train(synthetic_catalog(300, 4))
     with pytest.raises(TrainingDiverged) as e, learn.no_bar(): learn.fit(1, 1e5)
-    assert '\n' not in str(e.value) and 'halve' in str(e.value)
+    assert '\n' not in str(e.value) and 'Halve' in str(e.value)
     assert learn.logger is print
 
 
@@ -217,3 +217,10 @@ def test_a_bag_weighs_its_ngrams_once():
     learn.dls = learn.dls.with_train(learn.dls.valid_ds)
     with learn.quiet(): learn.fit(1, .1)
     assert torch.equal(learn.model.weights, weights)
+
+
+def test_the_most_probable_category_is_shown_with_top_k_of_one():
+    learn = bpv_learner(TitleDataLoaders.from_df(synthetic_catalog(400, 5), bs=32, verbose=False), nh=8)
+    with learn.quiet(): learn.fit(1, .1)
+    columns = [list(learn.decide(['olive oil'], top_k=k).columns[4:]) for k in (0, 1)]
+    assert columns == [[], ['category_1', 'probability_1']]

@@ -137,7 +137,8 @@ def test_modules_that_moved_keep_their_names():
     from bpv_fastai.data import catalog, errors
     from bpv_fastai.dataloaders import TitleDataLoaders
     assert read_catalog is catalog.read_catalog and CatalogError is errors.CatalogError and TrainingDiverged is errors.TrainingDiverged
-    assert usda_foods and TitleDataLoaders.__module__ == 'bpv_fastai.train.loaders'
+    from bpv_fastai.cli import bpv_demo, bpv_train
+    assert bpv_demo and bpv_train and usda_foods and TitleDataLoaders.__module__ == 'bpv_fastai.train.loaders'
     moved = import_module('bpv_fastai._moved').moved
     for name in moved: assert import_module(f'bpv_fastai.{name}')
     with pytest.raises(ModuleNotFoundError): import_module('bpv_fastai.no_such_module')

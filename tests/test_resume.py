@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path, monkeypatch):
     others = [learner(tmp_path, **kwargs) for kwargs in different]
     others.append(bpv_learner(loaders(601), nh=8, path=tmp_path))
     for other in others:
-        with pytest.raises(ResumeError, match='is of another fit'): fit(other, 'fit', resume=True)
+        with pytest.raises(ResumeError, match='belongs to another fit'): fit(other, 'fit', resume=True)
     with pytest.raises(ResumeError, match='schedule') as e: fit(learner(tmp_path), 'fit_one_cycle', resume=True)
     assert e.value.path == tmp_path/'models'/'fit0.checkpoint' and 'path=' in str(e.value)
     (tmp_path/'models'/'fit0.checkpoint').write_bytes(b'nothing')

@@ -106,3 +106,14 @@ def test_a_file_system_without_flock_still_works(tmp_path, monkeypatch, code):
         with lock_folder(tmp_path) as is_held: assert is_held
     (tmp_path/'file').touch()
     with pytest.raises(OSError), lock_folder(tmp_path/'file'): pass
+
+
+@pytest.mark.parametrize('columns', [[0, -1], [-1]])
+def test_positions_are_not_negative(tmp_path, columns):
+    (tmp_path/'t.tsv').write_text('a\tx\nb\ty\n')
+    with pytest.raises(CatalogError, match='no column -1'): list(TableReader(tmp_path/'t.tsv', columns).parts())
+
+
+def test_a_position_beyond_a_parquet_file(tmp_path):
+    pd.DataFrame(dict(title=['a'], category=['x'])).to_parquet(tmp_path/'t.parquet')
+    with pytest.raises(CatalogError, match='no column 5'): list(TableReader(tmp_path/'t.parquet', [0, 5]).parts())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sample_catalog', 'print_examples', 'bpv_demo']
 
-# %% ../../nbs/cli/50_demo.ipynb #e42fda5c
+# %% ../../nbs/cli/50_demo.ipynb #bd2ada3b
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ from .errors import column_option, command_errors, limit_threads
 from .plan import TrainOptions
 from .train import train_catalog
 from ..data.catalog import catalog_report, read_catalog, split_catalog
+from ..data.errors import TitleError
 from ..data.samples import usda_foods
 
 # %% ../../nbs/cli/50_demo.ipynb #d8653845
@@ -45,7 +46,7 @@ def print_examples(
         best = [f"{label[f'category_{j}']} ({label[f'probability_{j}']:.2f})" for j in range(1, k + 1)]
         print(f"  {label['title']}   [{true}]\n      " + ' | '.join(best))
 
-# %% ../../nbs/cli/50_demo.ipynb #1c3c2fa0
+# %% ../../nbs/cli/50_demo.ipynb #99ef967c
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all
@@ -73,6 +74,7 @@ def bpv_demo(
     with command_errors('bpv_demo', debug):
         options = TrainOptions(
             pairs, not plain, cell, nh, epochs, bs, lr, minutes, seed, precision=precision, fresh=fresh)
+        if rows < 0: raise TitleError('rows must be positive, or 0 for all')
         limit_threads(threads)
         if not catalog: df = usda_foods()
         else: df = read_catalog(catalog, column_option(title), column_option(category), on_bad='drop')

@@ -60,7 +60,7 @@ class TrainOptions:
     def directions(self) -> list: # whether each recurrent network reads backwards
         return [False, True] * self.pairs or [False]
 
-# %% ../../nbs/cli/36_plan.ipynb #5be70d3e
+# %% ../../nbs/cli/36_plan.ipynb #4891ae44
 @dataclass
 class RunNote:
     "The recipe of a run that is not finished, and what it was chosen for"
@@ -97,7 +97,7 @@ def resumed_recipe(
     bf16: bool, # whether recurrent networks train in bfloat16
     out: Path, # folder of the run
 ) -> Iterator[Recipe]:
-    """Yield the recipe of the run to resume, or choose one and note it; remove checkpoints when the block ends well.
+    """Yield the recipe of the run to resume, or choose one and note it; remove checkpoints when the block succeeds.
 
     Raises `ResumeError` if members of a run with other options are in the folder."""
     path = out/run_note

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from .errors import CatalogError, Remedy
 from .tables import BadCell, TablePart, TableReader, as_text, no_column_error, text_problem
 
-# %% ../../nbs/data/40_catalog.ipynb #d789f54e
+# %% ../../nbs/data/40_catalog.ipynb #e197048b
 @dataclass
 class CatalogReport:
     "What `read_catalog` read and what it left out"
@@ -32,6 +32,8 @@ class CatalogReport:
     bad: list[BadCell] = field(default_factory=list, repr=False)  # why they were left out
     numbers: bool = False   # whether the categories were numbers
     shared: int = 0         # validation titles that are also in training
+
+    def __getitem__(self, name: str): return getattr(self, name)  # reports were dictionaries; for one version
 
     @property
     def bad_rows(self) -> pd.DataFrame:

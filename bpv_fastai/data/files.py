@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# %% ../../nbs/data/20_files.ipynb #6ae9441a
+# %% ../../nbs/data/20_files.ipynb #d3fa6313
 def _is_alive(pid: int) -> bool:
     "Tell whether a process exists, also where it belongs to another user"
     try: os.kill(pid, 0)
@@ -31,7 +31,7 @@ def _umask() -> int:
 def whole_file(
     path: str | Path, # the file to write
 ) -> Iterator[Path]: # where to write it
-    "Yield a path beside `path`; it becomes `path` when the block ends well, and is removed when it does not"
+    "Yield a path beside `path`; it becomes `path` when the block succeeds, and is removed when it does not"
     path = Path(path)
     beside = path.with_name(f'.{path.name}.{os.getpid()}')
     for leftover in path.parent.glob(f'.{glob.escape(path.name)}.*'):  # of processes that were killed while writing

@@ -90,9 +90,9 @@ def _category_of(n_titles: int, n_categories: int, rng: np.random.Generator) -> 
     if n_titles >= n_categories: of[:n_categories] = np.arange(n_categories)
     return rng.permutation(of)
 
-# %% ../../nbs/data/50_samples.ipynb #e6b88d8f
+# %% ../../nbs/data/50_samples.ipynb #07f50970
 def _title_text(of: np.ndarray, groups: np.ndarray, words: tuple, rng: np.random.Generator) -> list:
-    "Write titles for the categories `of`: each word belongs to the category, to one of its groups, or to nobody"
+    "Write titles for the categories `of`: each word belongs to the category, to one of its groups, or to none of them"
     chars, offsets = words
     n_words = len(offsets) - 1
     lengths = np.clip(rng.gamma(4.5, 14.5, len(of)).astype(np.int64), 1, 274)  # mean about 63, as in the challenge

@@ -86,12 +86,13 @@ def no_column_error(
     absent = ', '.join(repr(c) for c in columns if c not in names)
     return CatalogError(f'no column {absent}; it has {", ".join(map(repr, names))}', path=path, remedy=Remedy(remedy))
 
-# %% ../../nbs/data/30_tables.ipynb #a0dc44d0
+# %% ../../nbs/data/30_tables.ipynb #024bdfed
 def _find_columns(cells: list, columns: list, kind: str, path: Path | str) -> tuple[int, list, bool]:
     "Find the number of columns, the positions of the requested ones, and whether the first row is a header"
     if all(isinstance(c, int) for c in columns):
-        if len(columns) == 1 and columns[0] >= len(cells):
-            raise CatalogError(f'no column {columns[0]}; there are {len(cells)}, counted from 0', path=path)
+        absent = [c for c in columns if not 0 <= c < len(cells)]  # of several, a text file is checked row by row
+        if absent and (len(columns) == 1 or kind == 'parquet' or min(absent) < 0):
+            raise CatalogError(f'no column {absent[0]}; there are {len(cells)}, counted from 0', path=path)
         return max(len(cells), max(columns) + 1), columns, False
     if all(c in cells for c in columns): return len(cells), [cells.index(c) for c in columns], True
     looks_like_header = {str(c).strip().lower() for c in cells} & {'title', 'category'}

@@ -145,13 +145,13 @@ def from_dict(cls: Decider,
     thresholds = {name: np.inf if t is None else t for name, t in saved.thresholds.items()}
     return cls(calibrator, rule, thresholds, saved.k)
 
-# %% ../../nbs/decide/70_decider.ipynb #ba536641
+# %% ../../nbs/decide/70_decider.ipynb #07ba7d09
 def label_table(
     titles: Sequence, # all titles, also those that could not be labelled
     top: TopProbs, # probabilities of the titles that could be labelled, in their order
     decider: Decider, # fitted, or not: then the most probable category is shown and none accepted
     vocab: Sequence[str], # category names by id
-    top_k: int = 1, # add this many most probable categories with their probabilities, if above 1
+    top_k: int = 0, # add this many most probable categories with their probabilities
     rule: str | None = None, # 'f1' (expected F1) or 'best' (most probable); 'f1' where the decider is fitted, if None
     min_confidence: float | None = None, # accept from this confidence on; the decider's threshold if None
     reasons: Sequence[str] | None = None, # why a title could not be labelled, '' if it was; all were if None
@@ -159,7 +159,7 @@ def label_table(
 ) -> pd.DataFrame: # title, category, confidence, accepted, category_1, probability_1, ..., and reason
     "Decide for titles and return the table that a person sees"
     rule = rule or ('f1' if decider.is_fitted else 'best')
-    kept, shown, names = top.largest(decider.k), top.largest(top_k), np.array(list(vocab), dtype=object)
+    kept, shown, names = top.largest(decider.k), top.largest(max(1, top_k)), np.array(list(vocab), dtype=object)
     probabilities = shown.values
     if decider.is_fitted or rule != 'best':
         ids, confidence, accepted = decider.decide(kept, rule)
@@ -175,7 +175,7 @@ def label_table(
         return full
     columns = dict(title=pd.Series(list(titles), dtype=object), category=column(names[ids], object, None),
                    confidence=column(confidence, np.float32, np.nan), accepted=column(accepted, bool, False))
-    for j in range(shown.values.shape[1] if top_k > 1 else 0):
+    for j in range(min(top_k, shown.values.shape[1])):
         columns[f'category_{j + 1}'] = column(names[shown.ids[:, j]], object, None)
         columns[f'probability_{j + 1}'] = column(probabilities[:, j], np.float32, np.nan)
     if reasons is not None: columns['reason'] = pd.Series(list(reasons), dtype=object)

@@ -87,12 +87,12 @@ class MemberReport:
             losses=[float(loss) for loss in recorder.losses[::step]],
             valid=[float(v[1]) for v in recorder.values if len(v) > 1 and v[1] is not None])
 
-# %% ../../nbs/train/60_members.ipynb #2cf7bda9
+# %% ../../nbs/train/60_members.ipynb #daac1531
 class ReportProgress(Callback):
-    "Report how many batches are done, and stop the fit when the report reaches nobody"
+    "Report how many batches are done, and stop the fit when a report cannot be delivered"
     run_valid = False
     def __init__(self,
-        report: Callable, # called with a number of batches after each of them; raises `OSError` if nobody listens
+        report: Callable, # called with a number of batches after each; raises `OSError` if the receiver has closed
     ): self.report = report
 
     def after_batch(self):
@@ -131,13 +131,13 @@ def train_member(
         save_file({name: t.cpu().contiguous() for name, t in learn.model.state_dict().items()}, f)
     checkpoint.unlink(missing_ok=True)
 
-# %% ../../nbs/train/60_members.ipynb #d571f162
+# %% ../../nbs/train/60_members.ipynb #a56b4c0f
 @contextmanager
 def members_folder(
     path: str | Path, # folder of the loaders
     specs: Sequence[MemberSpec], # members to train
     resume: bool = False, # keep what is done under `path`; otherwise in a temporary folder
-    keep: bool = False, # with `resume`: keep the folder when the block ends well, too
+    keep: bool = False, # with `resume`: keep the folder when the block succeeds, too
 ) -> Iterator[Path]:
     "Yield the folder to train members in, and remove it when the block ends. Raises `ResumeError` if it holds others"
     folder = Path(path)/'models'/'ensemble' if resume else Path(tempfile.mkdtemp())
@@ -196,7 +196,7 @@ def _sigint_blocked():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../../nbs/train/60_members.ipynb #547a7f2e
+# %% ../../nbs/train/60_members.ipynb #a49fdda2
 def _train_side_by_side(dls: TitleDataLoaders, specs: dict, make_learner: Callable, folder: Path, n_jobs: int,
                         bar: tqdm):
     "Train members in `n_jobs` workers, and stop all of them when one fails"
@@ -217,7 +217,7 @@ def _train_side_by_side(dls: TitleDataLoaders, specs: dict, make_learner: Callab
                 for future in done:
                     try: future.result()
                     except TitleError: raise
-                    except Exception as error:
+                    except (Exception, KeyboardInterrupt) as error:  # the second if only the member was stopped
                         raise RuntimeError(f'member {futures[future]} failed: {error!r}') from error
         finally:  # the pool then waits for its members, which write their checkpoints
             for end in sum(pipes.values(), ()): end.close()

@@ -98,7 +98,7 @@ def relative_cost(
     # measured: LSTM 1.9 at 192, 2.4 at 256, 7.7 (bf16) and 9.1 (float32) at 512; QRNN 1.6, 2.1, 5.9
     return (nh / 128)**dict(lstm=1.5, qrnn=1.25)[cell]
 
-# %% ../../nbs/train/50_recipe.ipynb #fafc4890
+# %% ../../nbs/train/50_recipe.ipynb #a09495f6
 WIDTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512)  # to choose from
 # Share of the measured speed; optimizer, validation and the network on the next core take the remainder
 TRAINING_SHARE = .83  # benchmarks/minilm.py
@@ -132,4 +132,4 @@ def for_minutes(cls: Recipe,
     fitting = [w for w in widths if possible[w] >= max(1, epochs or default.epochs / 2)]
     if not fitting and not epochs: fitting = [w for w in widths[:2] if possible[w] >= 1]
     nh = max(fitting, default=widths[0])
-    return replace(default, nh=nh, epochs=epochs or min(int(possible[nh]), round(1.5 * default.epochs)))
+    return replace(default, nh=nh, epochs=epochs or max(0, min(int(possible[nh]), round(1.5 * default.epochs))))

@@ -148,7 +148,7 @@ def restore(self: FitState,
     gpus = self.generators['torch_cuda_state'][:torch.cuda.device_count()]  # another machine may have fewer
     set_random_states(**self.generators | dict(random_state=(version, tuple(numbers), gauss), torch_cuda_state=gpus))
 
-# %% ../../nbs/train/40_resume.ipynb #402632d1
+# %% ../../nbs/train/40_resume.ipynb #8317bb44
 class Checkpoints(Callback):
     "Write checkpoints of a fit and continue a killed one from its last checkpoint; needs a `TitleLearner`"
     order, run_valid = 100, False
@@ -180,7 +180,7 @@ class Checkpoints(Callback):
         differences = [f'{name} {state.identity.get(name)} in the file, {value} now'
                        for name, value in self.identity.items() if state.identity.get(name) != value]
         if differences:
-            raise ResumeError(f'is of another fit ({"; ".join(differences)})', path=self.file,
+            raise ResumeError(f'belongs to another fit ({"; ".join(differences)})', path=self.file,
                               remedy=Remedy('Remove the file to start anew, or name another one with {path}'))
         self.learn.first_epoch = state.epoch
         self.state, self.begun = state, self.begun - state.seconds

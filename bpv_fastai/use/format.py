@@ -99,7 +99,7 @@ class ModelDescription(Struct, kw_only=True):
     files: dict[str, FileNote] | UnsetType = UNSET # networks in other forms, by name
     checksum: str | UnsetType = UNSET # of everything above
 
-# %% ../../nbs/use/10_format.ipynb #55ab927e
+# %% ../../nbs/use/10_format.ipynb #63749beb
 def library_versions(
     *packages: str, # names of further packages
 ) -> dict: # version by name
@@ -119,7 +119,9 @@ class SavedModel:
     versions: dict = field(default_factory=library_versions) # of the libraries that wrote it
     checksum: str | None = None # of the description; None before it is saved
 
-    def __post_init__(self): self.ensemble.cpu().eval().requires_grad_(False)
+    def __post_init__(self):
+        self.ensemble.cpu().eval().requires_grad_(False)
+        self.report = self.report or {}
 
 # %% ../../nbs/use/10_format.ipynb #f9addebe
 categorizer_format = 'bpv_fastai categorizer'

@@ -24,7 +24,7 @@ from ..data.titles import CategoryVocab, CharVocab, encode_titles
 from ..decide.decider import Decider, label_table
 from ..models.inference import title_top_probs
 
-# %% ../../nbs/use/20_predict.ipynb #0e4706e0
+# %% ../../nbs/use/20_predict.ipynb #27fc3d5f
 @dataclass
 class TitleLabeller:
     "Labels lists of titles with a network, and counts what it had to cut or leave without a category"
@@ -65,7 +65,8 @@ class TitleLabeller:
         self.n_unlabelled += len(titles) - len(texts)
         k = min(max(self.top_k, self.decider.k), len(self.vocab))
         top = title_top_probs(self.net, encoded, k, self.bs, self.device, tail=False)
-        return label_table(titles, top, self.decider, self.vocab, self.top_k, self.rule, self.min_confidence, reasons)
+        shown = self.top_k if self.top_k > 1 else 0
+        return label_table(titles, top, self.decider, self.vocab, shown, self.rule, self.min_confidence, reasons)
 
 # %% ../../nbs/use/20_predict.ipynb #22c44f38
 def label_titles(
@@ -143,12 +144,13 @@ def _join(parts: list, path: Path, kind: str):
             if is_parquet: joined.write_table(pq.read_table(part))
             else: joined.write(part.read_bytes())
 
-# %% ../../nbs/use/20_predict.ipynb #7af126e0
+# %% ../../nbs/use/20_predict.ipynb #d9bb54ca
 def _label_part(part: TablePart, label: Callable, columns: Sequence | None) -> pd.DataFrame:
     "Label the rows of a part in their order; a row of wrong shape gets its cells as title and no category"
     titles = dict(zip(part.df.index, as_text(part.df.iloc[:, 0])))
     rows = sorted([*titles, *(bad.row for bad in part.misshapen)])
-    df = label([titles.get(row) for row in rows]).set_axis(rows).astype(dict(title=object, reason=object))
+    df = label([titles.get(row) for row in rows]).set_axis(rows)
+    if part.misshapen: df = df.astype(dict(title=object, reason=object))
     for bad in part.misshapen: df.loc[bad.row, ['title', 'reason']] = bad.value, bad.problem
     if columns is None: return df
     if absent := [c for c in columns if c not in df.columns]:
