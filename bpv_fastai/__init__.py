@@ -1,3 +1,3 @@
 __version__ = "0.1.0"
 
-from . import _moved
+from . import moved

@@ -14,7 +14,7 @@ import pytest
 root = Path(__file__).parent.parent
 package = root/'bpv_fastai'
 notebooks = sorted((root/'nbs').rglob('*.ipynb'))
-by_hand = {'__init__', '_modidx', '_moved', 'all'}
+by_hand = {'__init__', '_modidx', 'moved', 'all'}
 modules = sorted(p for p in package.rglob('*.py') if p.stem not in by_hand)
 
 # from the lowest to the highest; what stands in no folder is the top of the package
@@ -114,7 +114,7 @@ def test_no_private_class_with_a_single_heir():
 
 
 def test_lines_end_by_column_120():
-    for path in [*modules, *(package/f'{name}.py' for name in ('all', '_moved'))]:
+    for path in [*modules, *(package/f'{name}.py' for name in ('all', 'moved'))]:
         for i, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
             assert len(line) <= 120 or line.startswith('__all__'), f'{room(path)}:{i} has {len(line)} characters'
 
@@ -139,7 +139,7 @@ def test_modules_that_moved_keep_their_names():
     assert read_catalog is catalog.read_catalog and CatalogError is errors.CatalogError and TrainingDiverged is errors.TrainingDiverged
     from bpv_fastai.cli import bpv_demo, bpv_train
     assert bpv_demo and bpv_train and usda_foods and TitleDataLoaders.__module__ == 'bpv_fastai.train.loaders'
-    moved = import_module('bpv_fastai._moved').moved
+    moved = import_module('bpv_fastai.moved').moved
     for name in moved: assert import_module(f'bpv_fastai.{name}')
     with pytest.raises(ModuleNotFoundError): import_module('bpv_fastai.no_such_module')
 
