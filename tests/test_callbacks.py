@@ -58,7 +58,7 @@ def test_a_sweep_neither_calibrates_nor_counts_as_divergence(tmp_path):
 def test_divergence_stops_the_fit_and_skips_the_calibration():
     learn = fit(learner(cbs=[F1Calibration(), StopAtDivergence()]), 1, 1e5)
     error = learn.stop_at_divergence.error
-    assert isinstance(error, TrainingDiverged) and 'halve' in str(error) and '\n' not in str(error)
+    assert isinstance(error, TrainingDiverged) and 'Halve' in str(error) and '\n' not in str(error)
     assert not learn.f1_calibration.decider.is_fitted
     fit(learn, 0)
     assert learn.stop_at_divergence.error is None
