@@ -118,7 +118,8 @@ def test_side_by_side_each_has_one_thread(dls, tmp_path):
             members.train_members(dls, specs, note_threads, folder, n_jobs=2, progress=False)
     finally: torch.set_num_threads(n_threads)
     notes = [(tmp_path/str(i)).read_text().split() for i in range(2)]
-    assert [threads for threads, _ in notes] == ['1', '1'] and len({pid for _, pid in notes} - {str(os.getpid())}) == 2
+    # a member that is done before the second worker has started leaves both members to one worker
+    assert [threads for threads, _ in notes] == ['1', '1'] and str(os.getpid()) not in {pid for _, pid in notes}
 
 
 def test_a_notebook_trains_side_by_side(tmp_path):
