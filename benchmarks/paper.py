@@ -86,7 +86,7 @@ def train(df, scale: dict, job: Job, device: str, path: Path):
     learn, start = learner(df, scale, job, device), time.perf_counter()
     with learn.quiet():
         if job.length == 'sweep':
-            sweep = learn.momentum_sweep(show_plot=False)
+            sweep = learn.momentum_sweep(end_lr=3., num_it=len(learn.dls.train), show_plot=False)
             arrays = {name: sweep[name].to_numpy() for name in ('mom', 'lr', 'loss')}
         else:
             epochs, lr = scale[job.length]
