@@ -1,7 +1,7 @@
 "Titles of the benchmarks: splits of USDA titles, loaders over them, and the judge on the test titles."
-import pandas as pd
+import numpy as np, pandas as pd
 
-from bpv_fastai.data.catalog import read_catalog
+from bpv_fastai.data.catalog import read_catalog, title_keys
 from bpv_fastai.data.samples import usda_foods
 from bpv_fastai.data.titles import CategoryVocab
 from bpv_fastai.train.loaders import TitleDataLoaders
@@ -24,10 +24,14 @@ def paper_catalog(scale: dict) -> pd.DataFrame:
 def usda_split(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Draw `n` training, a third as many validation (at most 20,000) and 20,000 test titles, each title once.
 
-    Validation and test titles have categories that training titles have."""
+    Validation and test titles have categories that training titles have. Those with a copy in an earlier part, which
+    differs in case, space or punctuation, are left out."""
     n_valid = min(n // 3, 20_000)
     df = usda_foods().sample(n + n_valid + 20_000, random_state=seed).reset_index(drop=True)
-    train, valid, test = df[:n], df[n:n + n_valid], df[n + n_valid:]
+    part = np.repeat([0, 1, 2], [n, n_valid, 20_000])
+    is_new = part == pd.Series(part).groupby(title_keys(df['title'])).transform('min').to_numpy()
+    df, part = df[is_new], part[is_new]
+    train, valid, test = (df[part == i] for i in range(3))
     known = set(train['category'])
     return train, valid[valid['category'].isin(known)], test[test['category'].isin(known)]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpv_fastai.data.catalog import catalog_report, read_catalog, split_catalog
+from bpv_fastai.data.catalog import catalog_report, read_catalog, split_catalog, split_groups, title_keys
 from bpv_fastai.data.errors import CatalogError
 from bpv_fastai.data.samples import synthetic_catalog
 
@@ -162,6 +162,64 @@ def test_split_is_stratified_and_leaves_each_category_in_training(categories, va
     for category, n in df.category.value_counts().items():
         taken = (valid.category == category).sum()
         assert taken <= n - 1 and (abs(taken - n * valid_pct) < 1 + 1e-6 or taken == n - 1)
+
+
+def split_of_rows(df, valid_pct, seed):
+    "The split of a catalog without copies, as it was before copies were kept together"
+    rng = np.random.default_rng(seed)
+    codes = pd.factorize(df['category'], sort=True)[0]
+    counts = np.bincount(codes)
+    cuts = np.floor(np.cumsum(counts * valid_pct) + rng.random()).astype(int)
+    quota = np.minimum(np.diff(cuts, prepend=0), counts - 1)
+    order = np.lexsort((rng.random(len(df)), codes))
+    place = np.arange(len(df)) - np.repeat(np.cumsum(counts) - counts, counts)
+    is_valid = np.zeros(len(df), bool)
+    is_valid[order] = place < np.repeat(quota, counts)
+    return is_valid
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=300), st.floats(0, .95), st.integers(0, 99))
+@settings(max_examples=200, deadline=None)
+def test_a_catalog_without_copies_is_split_as_it_always_was(categories, valid_pct, seed):
+    df = pd.DataFrame(dict(title=[f'title {i}' for i in range(len(categories))], category=[str(c) for c in categories]))
+    mine = split_groups(title_keys(df.title), df.category, valid_pct, np.random.default_rng(seed))
+    assert (mine == split_of_rows(df, valid_pct, seed)).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 5)), min_size=1, max_size=300), st.floats(0, .95), st.integers(0, 99))
+@settings(max_examples=300, deadline=None)
+def test_groups_are_never_divided_and_the_share_is_met(rows, share, seed):
+    keys, strata = (np.array(column) for column in zip(*rows))
+    chosen = split_groups(keys, strata, share, np.random.default_rng(seed))
+    assert (chosen == split_groups(keys, strata, share, np.random.default_rng(seed))).all()
+    assert not set(keys[chosen]) & set(keys[~chosen]) and set(strata) == set(strata[~chosen])
+    sizes = np.bincount(keys)
+    kept_back = len(set(strata)) * sizes.max()  # at most a group of each stratum, so that it keeps one
+    assert -kept_back - sizes.max() <= chosen.sum() - share * len(keys) <= sizes.max()
+
+
+def test_the_share_is_met_with_groups_of_all_sizes():
+    rng = np.random.default_rng(0)
+    keys = np.repeat(np.arange(2_000), np.minimum(rng.zipf(1.7, 2_000), 300))
+    strata = rng.integers(0, 30, keys.max() + 1)[keys]
+    shares = [split_groups(keys, strata, .25, np.random.default_rng(seed)).mean() for seed in range(20)]
+    assert max(abs(share - .25) for share in shares) < 2 / len(keys)
+
+
+@pytest.mark.parametrize('copies', [['Olive-oil 8"', 'olive oil 8', ' OLIVE OIL, 8!'], ['CRÈME', 'cre\u0300me', 'Crème™'], ['Straße', 'STRASSE'],
+                                    ['ＡＢＣ １', 'abc-1'], ['हिन्दी चाय', 'हिन्दी, चाय'], ['❤️ tea', '❤ Tea']])
+def test_copies_have_one_key(copies): assert len(set(title_keys(copies))) == 1
+
+
+@pytest.mark.parametrize('titles', [['!!!', '???', '-'], ['❤️', '☀️', '❤'], ['tea 1', 'tea 2'], ['crème', 'creme'], ['कि', 'का'], ['C', 'D', '']])
+def test_different_titles_have_different_keys(titles): assert len(set(title_keys(titles))) == len(titles)
+
+
+def test_a_category_whose_titles_all_stand_in_others_stays_in_training():
+    df = pd.DataFrame(dict(title=['a', 'a', 'b', 'b', 'c', 'd', 'e', 'f'], category=list('xyxyxxxx')))
+    for seed in range(50):
+        train, valid = split_catalog(df, .5, seed)
+        assert set(valid.category) <= set(train.category) and not set(valid.title) & set(train.title)
 
 
 def test_synthetic_catalog_has_the_shape_of_the_challenge():

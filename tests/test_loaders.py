@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from bpv_fastai.data.errors import CatalogError
+from bpv_fastai.data.catalog import title_keys
+from bpv_fastai.data.errors import CatalogError, TitleWarning
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.data.titles import CategoryVocab, CharVocab, decode_tokens, encode_titles
 from bpv_fastai.train.loaders import TitleDataLoaders, TitleDataset, TitleDL
@@ -105,19 +106,33 @@ def test_flags_as_a_file_writes_them():
     assert len(dls.valid_ds) == 30
 
 
-def test_the_report_counts_titles_in_both_parts(capsys):
-    df = pd.concat([synthetic_catalog(200, 4)] * 2, ignore_index=True)
-    report = loaders(df).report
-    train, valid = (set(t for t, _ in ds) for ds in (loaders(df).train_ds, loaders(df).valid_ds))
-    assert report.repeated >= 200 and report.shared == sum(t in train for t, _ in loaders(df).valid_ds) > 0
-    TitleDataLoaders.from_df(df)
-    assert 'validation titles are also in training' in capsys.readouterr().out
-    assert loaders(synthetic_catalog(200, 4).drop_duplicates('title')).report.shared == 0
+def test_copies_of_a_title_are_trained_on_or_validated_on(capsys, tmp_path):
+    df = synthetic_catalog(200, 4)
+    df = pd.concat([df, df, df.assign(title=df.title.str.upper() + '!')], ignore_index=True)
+    df.to_csv(tmp_path/'c.csv', index=False)
+    for dls in (TitleDataLoaders.from_df(df, bs=32), TitleDataLoaders.from_csv(tmp_path/'c.csv', bs=32)):
+        train, valid = (title_keys(title for title, _ in ds) for ds in (dls.train_ds, dls.valid_ds))
+        assert not set(train) & set(valid) and abs(len(valid) - 150) <= 3
+        assert dls.report.copies == 600 and dls.report.repeated >= 200 and dls.report.shared == 0
+    assert capsys.readouterr().out.count('600 rows with a copy, which a random split keeps together') == 2
+
+
+def test_a_column_that_puts_copies_on_both_sides_is_warned_of_and_they_can_be_left_out():
+    df = synthetic_catalog(200, 4)
+    df = pd.concat([df.assign(check=False), df[:30].assign(title=df.title.str.lower() + ' .', check=True),
+                    synthetic_catalog(20, 4, seed=9).assign(category=df.category[:20], check=True)], ignore_index=True)
+    with pytest.warns(TitleWarning, match="30 of 50 validation titles have a copy in training.*on_bad='drop'"): dls = loaders(df, valid_col='check')
+    assert dls.report.shared == 30 and len(dls.valid_ds) == 50 and '30 validation titles with a copy in training' in str(dls.report)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        honest = loaders(df, valid_col='check', on_bad='drop')
+    assert len(honest.valid_ds) == 20 and honest.report.shared == 0 and honest.report.dropped == 30
+    assert set(honest.report.bad_rows.problem) == {'a training title is a copy of it'} and honest.report.bad_rows.row[0] == 200
 
 
 @pytest.mark.parametrize('df,message', [
     (titles(20, lambda i: f'title {i}', 1), 'one category'),
-    (titles(3, lambda i: f'title {i}', 3), 'enough titles'),
+    (titles(3, lambda i: f'title {i}', 3), '3 distinct titles in 3 categories are too few to give a share of 0.25'),
     (pd.DataFrame(dict(title=['a'])), "no column 'category'"),
     (pd.DataFrame(dict(title=['a', None] * 9, category=['x', 'y'] * 9)), "row 1, column 'title': missing"),
 ])
@@ -129,16 +144,16 @@ def test_what_cannot_be_learned_from(df, message):
 def test_unseen_validation_category():
     df = titles(60, lambda i: f'title {i}').assign(valid=np.arange(60) % 5 == 0)
     df.loc[df.valid, 'category'] = 'new'
-    problem = "12 validation titles have a category that no training title has, the first 'new' in row 0"
+    problem = "12 validation titles with a category that no training title has, the first 'new' in row 0"
     with pytest.raises(CatalogError, match=problem) as e: loaders(df, valid_col='valid')
     assert e.value.worded({'on_bad': '--drop'}).endswith('leave them out of validation with --drop')
 
 
-def test_unseen_validation_categories_left_out(capsys):
+def test_unseen_validation_categories_left_out():
     df = pd.DataFrame(dict(title=list('abcd'), category=list('xxyz'), check=[False, False, False, True]))
     with pytest.raises(CatalogError, match="'z' in row 3"): loaders(df, valid_col='check')
-    dls = loaders(df, valid_col='check', on_bad='drop')
-    assert len(dls.valid_ds) == 0 and 'left out' in capsys.readouterr().out
+    with pytest.warns(TitleWarning, match='1 validation title with a category .* left out'): dls = loaders(df, valid_col='check', on_bad='drop')
+    assert len(dls.valid_ds) == 0
     assert dls.report.bad_rows.values.tolist() == [[3, 'category', 'no training title has this category', 'z']]
     assert 'catalog' not in df.attrs
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['train_catalog', 'bpv_train']
 
-# %% ../../nbs/cli/40_train.ipynb #29fdcf5d
+# %% ../../nbs/cli/40_train.ipynb #1802d80b
 import json, sys, time
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
 from .evaluate import missing_threshold
 from ..data.catalog import catalog_report, read_catalog, split_catalog
+from ..data.errors import quantity
 from ..data.files import whole_file
 from ..ensemble import Ensemble
 from ..models.precision import means_bf16
@@ -27,18 +28,17 @@ from ..train.members import members_at_once
 from ..train.recipe import Recipe
 from ..use.format import library_versions
 
-# %% ../../nbs/cli/40_train.ipynb #09fd5e50
+# %% ../../nbs/cli/40_train.ipynb #3275b1db
 def train_catalog(
     df: pd.DataFrame, # the catalog, as `read_catalog` returns it
     options: TrainOptions, # what was asked for
     out: Path, # folder for the model, report.json and training.png
 ) -> Categorizer: # as it was saved
     "Train on three quarters of a catalog, save the model, judge it on the last quarter and print the scores"
-    out.mkdir(parents=True, exist_ok=True)
     if (out/'categorizer.json').exists() and not (out/run_note).exists():
         print(f'{out} holds a model, which this one replaces when it is trained; --out names another folder',
               flush=True)
-    source = catalog_report(df).source
+    catalog = catalog_report(df)
     train, valid = split_catalog(df, seed=options.seed)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     bf16 = means_bf16(options.precision, device)
@@ -48,7 +48,7 @@ def train_catalog(
     begin = time.perf_counter()
     with resumed_recipe(dls, options, bf16, out) as recipe:
         directions = options.directions if recipe.epochs else []
-        print(f'training {describe_training(recipe, options, bf16)} on {len(train):,} titles, {device} '
+        print(f'training {describe_training(recipe, options, bf16)} on {quantity(len(train), "title")}, {device} '
               '(chosen where not given: --cell, --nh, --epochs, --minutes)', flush=True)
         learn = Ensemble.train(
             dls, directions=directions, seeds=[options.seed + i for i in range(len(directions))], epochs=recipe.epochs,
@@ -63,7 +63,8 @@ def train_catalog(
             epochs=recipe.epochs, bag_epochs=recipe.bag_epochs, cell=recipe.cell, nh=recipe.nh,
             drop_mult=recipe.drop_mult, bs=bs, lr=recipe.lr_max, seed=options.seed, max_len=options.longest,
             pairs=options.pairs, ngrams=options.ngrams, members=learn.reports.assign(share=shares).to_dict('records'),
-            source=source, device=str(device), versions=library_versions('fastai', 'fastcore', 'scikit-learn'))
+            source=catalog.source, copies=catalog.copies, device=str(device),
+            versions=library_versions('fastai', 'fastcore', 'scikit-learn'))
         cat = Categorizer.from_learner(learn, training)
         cat.save(out)
 
@@ -72,7 +73,7 @@ def train_catalog(
         if report['predicted_categories'] < 2:
             print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
         table = result_table(report)
-        print(f"\non {len(valid):,} titles that were not trained on:\n\n{table}", flush=True)
+        print(f"\non {quantity(len(valid), 'title')} not trained on:\n\n{table}", flush=True)
         with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
         if options.linear:
             report |= judge_linear(train, valid)
@@ -84,7 +85,7 @@ def train_catalog(
     print(f'label your titles: bpv_predict {out} titles.tsv')
     return cat
 
-# %% ../../nbs/cli/40_train.ipynb #6debe301
+# %% ../../nbs/cli/40_train.ipynb #2e6e1a01
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -121,6 +122,5 @@ def bpv_train(
         folder = Path(out)
         bad_rows = catalog_report(df).bad_rows
         if len(bad_rows):
-            folder.mkdir(parents=True, exist_ok=True)
             with whole_file(folder/'bad_rows.csv') as f: bad_rows.to_csv(f, index=False)
         train_catalog(df, options, folder)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TitleDataset', 'TitleDL', 'show_table', 'TitleDataLoaders', 'as_series']
 
-# %% ../../nbs/train/10_loaders.ipynb #6ba8474e
+# %% ../../nbs/train/10_loaders.ipynb #c7b5987e
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +14,15 @@ import numpy as np, pandas as pd, torch
 from fastai.basics import (IN_NOTEBOOK, CrossEntropyLossFlat, DataLoader, DataLoaders, default_device, display_df,
                            num_distrib, patch)
 
-from ..data.catalog import (catalog_report, drop_unseen, read_catalog, select_columns, split_by_column,
-                                     split_catalog)
+from ..data.catalog import (catalog_report, drop_shared, drop_unseen, read_catalog, select_columns,
+                                     split_by_column, split_catalog)
 from ..data.errors import CatalogError
 from ..data.sampler import SortishSampler, cut_batches, interleave, sorted_order
 from ..data.tables import as_text
 from ..data.titles import CategoryVocab, CharVocab, Titles, decode_tokens, encode_titles, warn_cut
 from ..models.inference import gather_titles, title_tensors
 
-# %% ../../nbs/train/10_loaders.ipynb #b7460f7a
+# %% ../../nbs/train/10_loaders.ipynb #0894dfff
 class TitleDataset:
     "Encoded titles with the ids of their categories, where these are known, and the vocabularies"
     n_inp = 1
@@ -53,6 +53,10 @@ class TitleDataset:
     def __getitem__(self, i: int) -> tuple:
         title = decode_tokens(self.char_vocab, self.titles[i][None])
         return (*title,) if self.targets is None else (*title, *self.vocab.decode([self.targets[i]]))
+    @property
+    def items(self): # what fastai's `Interpretation` shows titles by
+        raise AttributeError('titles have no items for plot_top_losses and show_results of fastai: use those of '
+                             'TitleInterpretation.from_learner(learn) and learn.show_results()')
     def __getstate__(self): return self.__dict__ | {'_on': {}}  # a pickle leaves the tensors behind
 
 # %% ../../nbs/train/10_loaders.ipynb #f9e4a22a
@@ -178,7 +182,7 @@ def show_results(self: TitleDL,
     if probs is not None: df['probability'] = [round(float(p), 3) for p in probs[:max_n].max(1)[0]]
     return show_table(df, show)
 
-# %% ../../nbs/train/10_loaders.ipynb #431c8ccc
+# %% ../../nbs/train/10_loaders.ipynb #a6ae04d1
 class TitleDataLoaders(DataLoaders):
     "Training and validation `TitleDL`s over one catalog; `report` holds what was read and which rows were left out"
     report = None  # the `CatalogReport` of the catalog
@@ -202,12 +206,14 @@ class TitleDataLoaders(DataLoaders):
         "Create loaders from a table. Raises `CatalogError` for one that cannot be learned from, with row and remedy"
         other_cols = () if valid_col is None else (valid_col,)
         df = read_catalog(df, title_col, category_col, on_bad, other_cols, verbose=False)
-        if valid_col is None: train, valid = split_catalog(df, valid_pct, seed)
-        else: train, valid = split_by_column(df, valid_col)
+        if valid_col is None: train, valid, shared = *split_catalog(df, valid_pct, seed), []
+        else:
+            train, valid = split_by_column(df, valid_col)
+            valid, shared = drop_shared(valid, train, on_bad)
         valid, unseen = drop_unseen(valid, train['category'] if vocab is None else vocab, on_bad)
-        report = catalog_report(df)
-        report = replace(report, bad=report.bad + unseen, dropped=report.dropped + len(unseen),
-                         shared=int(valid['title'].isin(train['title']).sum()) if report.repeated else 0)
+        report, dropped = catalog_report(df), unseen + shared * (on_bad == 'drop')
+        report = replace(report, bad=report.bad + dropped, dropped=report.dropped + len(dropped),
+                         shared=len(shared) * (on_bad != 'drop'))
         dls = cls.from_split(train, valid, path, min_freq, max_len, char_vocab, vocab, seed=seed, **kwargs)
         dls.report = report
         if verbose: print(report)
