@@ -1,24 +1,33 @@
 "Fits that are killed or stopped by a person, and then resumed."
+import contextlib
+import copy
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from fastai.callback.all import (ActivationStats, BnFreeze, CollectDataCallback, CSVLogger, EarlyStoppingCallback,
+                                 GradientAccumulation, GradientClip, ReduceLROnPlateau, SaveModelCallback,
+                                 ShortEpochCallback, ShowGraphCallback, TerminateOnNaNCallback)
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropyFlat
-from fastai.optimizer import Adam, OptimWrapper
+from fastai.optimizer import (SGD, Adam, Lamb, Larc, Lookahead, OptimWrapper, QHAdam, RAdam, RMSProp, ranger)
 from fastai.torch_core import set_seed
 
-from bpv_fastai.data.errors import ResumeError, TrainingDiverged
+from bpv_fastai.data.errors import FileError, ResumeError, TitleWarning, TrainingDiverged
+from bpv_fastai.data.files import locked
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.learner import bpv_learner, ngram_learner
 from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.optimizer import RowAdam
 from bpv_fastai.train.resume import Checkpoints, FitState
 
 here = Path(__file__).parent
@@ -104,13 +113,6 @@ def test_every_fit_resumes(tmp_path, schedule, network):
     assert all_equal(uninterrupted, resumed) and files(tmp_path) == []
 
 
-def test_an_optimizer_of_pytorch_resumes(tmp_path):
-    def opt_func(params, lr, **kwargs): return OptimWrapper(params, torch.optim.Adam, lr=lr)
-    uninterrupted = fit(learner(tmp_path, opt_func=opt_func), 'fit')
-    with pytest.raises(Killed): fit(learner(tmp_path, opt_func=opt_func), 'fit', Kill(), resume=True)
-    assert all_equal(uninterrupted, fit(learner(tmp_path, seed=7, opt_func=opt_func), 'fit', resume=True))
-
-
 def test_the_second_fit_has_its_own_checkpoint(tmp_path, monkeypatch):
     learn = learner(tmp_path)
     for _ in range(2): fit(learn, 'fit', Checkpoints(keep=True))
@@ -169,25 +171,234 @@ def test_a_loop_over_seeds_that_was_killed_resumes_each_network(tmp_path, monkey
 
 
 class SignalInBatch(Callback):
-    def __init__(self, n, number): self.n, self.number = n, number
+    "Send signals before a batch of training or of validation"
+    def __init__(self, n, *numbers, training=True, pause=0.):
+        self.n, self.numbers, self.in_training, self.pause = n, numbers, training, pause
     def before_batch(self):
-        if self.training and self.train_iter == self.n: os.kill(os.getpid(), self.number)
+        if self.training != self.in_training or self.train_iter != self.n: return
+        for number in self.numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(self.pause)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.mark.parametrize('number', SIGNALS)
 def test_a_signal_stops_a_fit_after_its_batch(tmp_path, number):
     uninterrupted = fit(learner(tmp_path), 'fit')
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(s) for s in SIGNALS]
     with pytest.raises(KeyboardInterrupt): fit(learner(tmp_path), 'fit', SignalInBatch(10, number), resume=True)
     assert FitState.read(tmp_path/'models'/'fit0.checkpoint').train_iter == 11
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(s) for s in SIGNALS] == handlers
     assert all_equal(uninterrupted, fit(learner(tmp_path, seed=7), 'fit', resume=True))
 
 
-def test_a_second_signal_stops_a_fit_at_once(tmp_path):
-    twice = [SignalInBatch(10, signal.SIGINT), SignalInBatch(10, signal.SIGINT)]
-    with pytest.raises(KeyboardInterrupt): fit(learner(tmp_path), 'fit', *twice, resume=True)
+def test_a_second_ctrl_c_stops_a_fit_at_once(tmp_path):
+    twice = SignalInBatch(10, signal.SIGINT, signal.SIGINT, pause=1.1)
+    with pytest.raises(KeyboardInterrupt): fit(learner(tmp_path), 'fit', twice, resume=True)
     assert not (tmp_path/'models').exists()
+
+
+def test_the_signals_of_one_event_stop_a_fit_once(tmp_path):
+    "A terminal that closes, or a program that hands a signal on, sends several"
+    with pytest.raises(KeyboardInterrupt):
+        fit(learner(tmp_path), 'fit', SignalInBatch(10, *SIGNALS, *SIGNALS), resume=True)
+    assert FitState.read(tmp_path/'models'/'fit0.checkpoint').train_iter == 11
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    "As under nohup"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try: fit(learner(tmp_path), 'fit', SignalInBatch(10, signal.SIGHUP), resume=True)
+    finally: signal.signal(signal.SIGHUP, before)
+    assert files(tmp_path) == []
+
+
+def rows(learn): return [list(row) for row in learn.recorder.values]
+
+
+@pytest.mark.parametrize('n', [15, 30])  # in the validation of the first and of the last epoch
+@pytest.mark.parametrize('number', SIGNALS)
+def test_a_signal_in_validation_leaves_the_checkpoint_of_the_training_before(tmp_path, n, number):
+    alone = learner(tmp_path)
+    weights = fit(alone, 'fit_one_cycle')
+    with pytest.raises(KeyboardInterrupt, match='continues from'):
+        fit(learner(tmp_path), 'fit_one_cycle', SignalInBatch(n, number, training=False), resume=True)
+    assert FitState.read(tmp_path/'models'/'fit0.checkpoint').train_iter == n
+    resumed = learner(tmp_path, seed=7)
+    assert all_equal(weights, fit(resumed, 'fit_one_cycle', resume=True)) and rows(resumed) == rows(alone)
+
+
+def test_a_signal_while_a_fit_is_calibrated_leaves_its_checkpoint(tmp_path):
+    class SignalAfterFit(Callback):
+        order = 70
+        def after_fit(self):
+            if self.learn.recorder.values: os.kill(os.getpid(), signal.SIGINT)
+    alone = learner(tmp_path)
+    weights = fit(alone, 'fit')
+    with pytest.raises(KeyboardInterrupt): fit(learner(tmp_path), 'fit', SignalAfterFit(), resume=True)
+    resumed = learner(tmp_path, seed=7)
+    assert all_equal(weights, fit(resumed, 'fit', resume=True)) and rows(resumed) == rows(alone)
+    assert resumed.f1_calibration.table.equals(alone.f1_calibration.table)
+
+
+def test_a_request_in_validation_stops_a_fit(tmp_path):
+    "As members make it whose parent is gone"
+    class Request(Callback):
+        def before_batch(self):
+            if not self.training: self.learn.checkpoints.request_stop()
+    with pytest.raises(KeyboardInterrupt): fit(learner(tmp_path), 'fit', Request(), resume=True)
+    assert FitState.read(tmp_path/'models'/'fit0.checkpoint').train_iter == 15
+
+
+def test_checkpoints_of_a_learner_act_in_fits_alone(tmp_path):
+    alone = learner(tmp_path)
+    weights = fit(alone, 'fit')
+    with pytest.raises(Killed): fit(learner(tmp_path, cbs=Checkpoints()), 'fit', Kill())
+    written = (tmp_path/'models'/'fit0.checkpoint').read_bytes()
+    learn = learner(tmp_path, seed=7, cbs=Checkpoints())
+    before = [p.clone() for p in learn.model.parameters()]
+    handlers = [signal.getsignal(s) for s in SIGNALS]
+    with learn.quiet():
+        learn.validate()
+        learn.get_preds()
+        learn.predict('tea')
+        learn.lr_find(show_plot=False)
+        learn.lr_sweep(show_plot=False)
+    assert all_equal(before, learn.model.parameters()) and [signal.getsignal(s) for s in SIGNALS] == handlers
+    assert (tmp_path/'models'/'fit0.checkpoint').read_bytes() == written
+    resumed = learner(tmp_path, seed=7, cbs=Checkpoints())
+    assert all_equal(weights, fit(resumed, 'fit')) and rows(resumed) == rows(alone) and files(tmp_path) == []
+    fit(resumed, 'fit', resume=True)  # the learner's own attend this fit, too
+    assert resumed.checkpoints in resumed.cbs
+
+
+def test_a_checkpoint_of_another_fit_does_not_stop_validation(tmp_path):
+    with pytest.raises(Killed): fit(learner(tmp_path), 'fit', Kill(), resume=True)
+    other = learner(tmp_path, cbs=Checkpoints(), drop_mult=.5)
+    with other.quiet(): other.validate()
+    with pytest.raises(ResumeError, match='another fit'): fit(other, 'fit')
+
+
+def lookahead(params, lr, **kwargs): return Lookahead(SGD(params, lr=lr, mom=.9), k=4)
+
+
+def adam_of_pytorch(params, lr, **kwargs): return OptimWrapper(params, torch.optim.AdamW, lr=lr)
+
+
+OPTIMIZERS = dict(SGD=SGD, momentum=partial(SGD, mom=.9), RMSProp=partial(RMSProp, mom=.9), Adam=Adam, RAdam=RAdam,
+                  QHAdam=QHAdam, Larc=Larc, Lamb=Lamb, ranger=ranger, lookahead=lookahead, pytorch=adam_of_pytorch,
+                  RowAdam=RowAdam)
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_every_optimizer_resumes_exactly(tmp_path, name):
+    def made(seed=0): return learner(tmp_path, seed, opt_func=OPTIMIZERS[name], lr=.01)
+    alone = made()
+    weights = fit(alone, 'fit_one_cycle')
+    with pytest.raises(Killed): fit(made(), 'fit_one_cycle', Kill(), resume=True)
+    resumed = made(7)
+    assert all_equal(weights, fit(resumed, 'fit_one_cycle', resume=True)) and rows(resumed) == rows(alone)
+
+
+class Average(Callback):
+    "An average of the weights, which takes part in validation: what is validated is not what is trained"
+    def before_fit(self): self.average, self.n_batches = copy.deepcopy(self.model), 0
+    def after_step(self):
+        self.n_batches += 1
+        with torch.no_grad():
+            for a, p in zip(self.average.parameters(), self.model.parameters()): a.lerp_(p, .1)
+    def before_validate(self):
+        self.trained = copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(self.average.state_dict())
+    def after_validate(self): self.model.load_state_dict(self.trained)
+
+
+class Surprise(Callback):
+    "Collects losses, and trains at a rate that depends on them"
+    order = 75
+    def before_fit(self): self.seen, self.worst = {}, torch.zeros(1)
+    def after_batch(self):
+        if not self.training: return
+        self.seen[str(self.train_iter)] = [self.loss.item()]
+        self.worst = torch.maximum(self.worst, self.loss.detach()[None])
+    def before_step(self):
+        for group in self.opt.hypers: group['lr'] = .05 + .01 * len(self.seen) / (1 + self.worst.item())
+
+
+CALLBACKS = dict(
+    accumulate=lambda: GradientAccumulation(100), clip=lambda: GradientClip(.1), csv=CSVLogger,
+    csv_append=lambda: CSVLogger(append=True), early=lambda: EarlyStoppingCallback(patience=2, min_delta=9.),
+    save_best=lambda: SaveModelCallback(min_delta=9.), save_each=lambda: SaveModelCallback(every_epoch=True),
+    plateau=lambda: ReduceLROnPlateau(min_delta=9.), short=lambda: ShortEpochCallback(.5), nan=TerminateOnNaNCallback,
+    graph=ShowGraphCallback, bn_freeze=BnFreeze, statistics=lambda: ActivationStats(modules=None),
+    collect=CollectDataCallback, average=Average, surprise=Surprise)
+
+
+@pytest.mark.parametrize('name', CALLBACKS)
+def test_every_callback_resumes_exactly(tmp_path, name):
+    "Killed in the middle of an epoch's training, and stopped in validation"
+    def run(folder, seed, *cbs, **kwargs):
+        learn, cb = learner(folder, seed, lr=.1), CALLBACKS[name]()
+        if not (folder/'history.csv').exists(): (folder/'history.csv').write_text('from another fit\n')
+        with learn.no_logging(), contextlib.redirect_stdout(io.StringIO()): learn.fit(4, cbs=[cb, *cbs], **kwargs)
+        texts = [line.rsplit(',', 1)[0] for line in (folder/'history.csv').read_text().splitlines()]
+        saved = sorted(p.name for p in (folder/'models').glob('*.pth'))
+        return list(learn.model.state_dict().values()), rows(learn), texts, saved, cb
+    (tmp_path/'alone').mkdir()
+    *alone, cb = run(tmp_path/'alone', 0)
+    stops = Kill(), SignalInBatch(len(alone[1]) * 15 - 15, signal.SIGINT, training=False)
+    if name == 'short': stops = Kill(), SignalInBatch(18, signal.SIGINT, training=False)
+    for i, stop in enumerate(stops):
+        folder = tmp_path/str(i)
+        folder.mkdir()
+        Checkpoints.n_finished_fits = 0
+        with pytest.raises((Killed, KeyboardInterrupt)): run(folder, 0, stop, resume=True)
+        Checkpoints.n_finished_fits = 0
+        weights, *others, again = run(folder, 7, resume=True)
+        assert all_equal(weights, alone[0]) and others == alone[1:] and not list(folder.glob('models/*.checkpoint'))
+        if name == 'average': assert all_equal(again.average.parameters(), cb.average.parameters())
+        if name == 'surprise': assert again.seen == cb.seen
+
+
+def test_accumulated_gradients_of_a_table_resume_exactly(tmp_path):
+    "They are sparse"
+    alone = fit(learner(tmp_path, ngrams=True), 'fit', GradientAccumulation(100))
+    with pytest.raises(Killed): fit(learner(tmp_path, ngrams=True), 'fit', GradientAccumulation(100), Kill(), resume=True)
+    state = FitState.read(tmp_path/'models'/'fit0.checkpoint')
+    assert state.grads
+    assert all_equal(alone, fit(learner(tmp_path, 7, ngrams=True), 'fit', GradientAccumulation(100), resume=True))
+
+
+def test_metrics_of_training_titles_resume_exactly(tmp_path):
+    def made(seed):
+        learn = learner(tmp_path, seed)
+        learn.recorder.train_metrics = True
+        return learn
+    alone = made(0)
+    fit(alone, 'fit')
+    with pytest.raises(Killed): fit(made(0), 'fit', Kill(), resume=True)
+    resumed = made(7)
+    fit(resumed, 'fit', resume=True)
+    assert rows(resumed) == rows(alone) and len(rows(alone)[0]) == 10
+
+
+def test_a_refused_checkpoint_leaves_the_files_of_callbacks(tmp_path):
+    with pytest.raises(Killed): fit(learner(tmp_path), 'fit', CSVLogger(), Kill(), resume=True)
+    lines = (tmp_path/'history.csv').read_text()
+    with pytest.raises(ResumeError): fit(learner(tmp_path, drop_mult=.5), 'fit', CSVLogger(), resume=True)
+    assert (tmp_path/'history.csv').read_text() == lines and len(lines.splitlines()) == 2
+
+
+def test_a_fit_goes_on_where_no_checkpoint_can_be_written(tmp_path, monkeypatch):
+    def full(self, path): raise OSError(28, 'No space left on device')
+    alone = fit(learner(tmp_path), 'fit')
+    monkeypatch.setattr(FitState, 'write', full)
+    with pytest.warns(TitleWarning, match='no checkpoint was written: .*No space left'):
+        assert all_equal(alone, fit(learner(tmp_path), 'fit', resume=True))
+    with pytest.warns(TitleWarning), pytest.raises(KeyboardInterrupt, match='stopped without a checkpoint'):
+        fit(learner(tmp_path), 'fit', SignalInBatch(10, signal.SIGINT), Checkpoints())
 
 
 def test_a_request_stops_a_fit_in_another_thread(tmp_path):
@@ -209,4 +420,11 @@ def test_a_request_stops_a_fit_in_another_thread(tmp_path):
 def test_a_diverged_fit_leaves_no_checkpoint(tmp_path):
     learn = learner(tmp_path)
     with pytest.raises(TrainingDiverged), learn.quiet(): learn.fit(2, 1e5, cbs=Checkpoints(minutes=0, keep=True))
+    assert files(tmp_path) == []
+
+
+def test_a_checkpoint_that_another_fit_writes_is_refused(tmp_path):
+    with locked(tmp_path/'models'/'fit0.checkpoint'), pytest.raises(FileError, match='another fit writes'):
+        fit(learner(tmp_path), 'fit', resume=True)
+    fit(learner(tmp_path), 'fit', resume=True)
     assert files(tmp_path) == []
