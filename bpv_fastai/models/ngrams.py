@@ -96,7 +96,7 @@ def ngram_rows(
         return _without_repeats(torch.cat(rows or [f[:, :1] * 0], 1))
     return rows_of(_char_ngrams(f, char_sizes)), rows_of(_word_ngrams(f, word_sizes))
 
-# %% ../../nbs/models/50_ngrams.ipynb #fe14a0d8
+# %% ../../nbs/models/50_ngrams.ipynb #8fdd8bbd
 class NgramBag(nn.Module):
     "Sum the table rows of hashed n-grams, and apply one linear layer: token ids in, logits out"
     autocast = None
@@ -150,7 +150,8 @@ class NgramBag(nn.Module):
         squares = nn.functional.pad(weights.double().square().cumsum(0), (1, 0))
         norms = (squares[ends] - squares[starts]).sqrt().clamp(min=1e-6).float()
         sums = nn.functional.embedding_bag(flat, self.embedding.weight, starts, mode='sum',
-                                           per_sample_weights=weights, sparse=self.training)
+                                           per_sample_weights=weights,
+                                           sparse=self.training and self.embedding.sparse)
         return sums / norms[:, None]
 
 # %% ../../nbs/models/50_ngrams.ipynb #eda12a5f
