@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Categorizer', 'OnnxCategorizer']
 
-# %% ../nbs/50_categorizer.ipynb #630c7fc3
+# %% ../nbs/50_categorizer.ipynb #d1cf4a12
 import copy, uuid, warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from msgspec import to_builtins
 
-from .data.errors import CategorizerError  # for who catches what `Categorizer` raises
+from .data.errors import CategorizerError, quantity  # the first for who catches what `Categorizer` raises
 from .models.average import TitleEnsemble
 from .models.precision import means_bf16, with_encoders_in
 from .use.format import SavedModel, copy_network, describe_model, load_model, save_model
 from .use.onnx import load_onnx, write_onnx
 from .use.predict import TitleLabeller, label_titles, map_file
 
-# %% ../nbs/50_categorizer.ipynb #95048875
+# %% ../nbs/50_categorizer.ipynb #b1aa6455
 class Categorizer(SavedModel):
     "Trained networks with vocabularies and decisions; labels titles with PyTorch, without fastai"
     chunk_size = 50_000 # titles whose text and answers are in memory at once
@@ -40,8 +40,9 @@ class Categorizer(SavedModel):
         dls, model = learn.dls, learn.model
         if not isinstance(model, TitleEnsemble): model = TitleEnsemble([model], [dls.train.backwards])
         ensemble = TitleEnsemble([copy_network(m) for m in model.members], model.backwards, model.average, model.shares)
-        return cls(ensemble, dls.char_vocab, dls.vocab, learn.decider, dls.train_ds.titles.max_len,
-                   _training_report(learn) | (report or {}))
+        decider = learn.decider
+        return cls(ensemble, dls.char_vocab, dls.vocab, decider, dls.train_ds.titles.max_len,
+                   _training_report(dls, decider.table) | (report or {}))
 
     def network_on(self,
         device: str | torch.device | None = None, # a GPU if there is one, if None
@@ -61,14 +62,13 @@ class Categorizer(SavedModel):
         networks = f'{len(names)} network{"s" * (len(names) > 1)} ({", ".join(names)})'
         return f'Categorizer: {networks}, {len(self.vocab):,} categories, {len(self.char_vocab)} characters'
 
-def _training_report(learn) -> dict:
+def _training_report(dls, table: pd.DataFrame | None) -> dict:
     "Count titles and categories, and collect what the decisions reach on validation titles"
-    table = learn.decider.table
     scores = {} if table is None else {', '.join(names): row for names, row in table.to_dict('index').items()}
-    return dict(train_titles=len(learn.dls.train_ds), valid_titles=len(learn.dls.valid_ds),
-                categories=len(learn.dls.vocab), scores=scores)
+    return dict(train_titles=len(dls.train_ds), valid_titles=len(dls.valid_ds), categories=len(dls.vocab),
+                scores=scores)
 
-# %% ../nbs/50_categorizer.ipynb #a0afd885
+# %% ../nbs/50_categorizer.ipynb #abe4f03f
 def _labeller(
     model: SavedModel, top_k: int, decide: str | None, min_confidence: float | None, bs: int, device, precision: str,
 ) -> TitleLabeller:
@@ -80,8 +80,8 @@ def _labeller(
 def _warn_cut(label: TitleLabeller):
     "Warn of titles that were cut"
     if not label.n_cut: return
-    warnings.warn(f'{label.n_cut:,} titles are longer than {label.max_len} characters and were cut there, '
-                  'as in training', stacklevel=3)
+    titles = quantity(label.n_cut, 'title')
+    warnings.warn(f'{titles} with more than {label.max_len} characters, cut there as in training', stacklevel=3)
 
 @patch
 def predict(self: Categorizer,
@@ -101,7 +101,7 @@ def predict(self: Categorizer,
     _warn_cut(label)
     return labelled
 
-# %% ../nbs/50_categorizer.ipynb #8ec69710
+# %% ../nbs/50_categorizer.ipynb #427c536f
 @patch
 def predict_file(self: Categorizer,
     src: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
@@ -115,15 +115,16 @@ def predict_file(self: Categorizer,
     bs: int = 128, # as in `predict`
     device: str | torch.device | None = None, # as in `predict`
     precision: str = 'auto', # as in `predict`
+    spreadsheet: bool = False, # write a CSV in which a spreadsheet finds no formulas: such text gets an apostrophe
 ) -> int: # rows written
-    "Label a file, rows in order. Raise `CatalogError` if the file cannot be read"
+    "Label a file, rows in order. Raise `CatalogError` if it cannot be read, `FileError` if `dst` cannot be written"
     label = _labeller(self, top_k, decide, min_confidence, bs, device, precision)
     identity = dict(model=self.checksum or self._unsaved_id, top_k=top_k, decide=label.rule,
                     min_confidence=min_confidence, bs=bs, engine=str(label.device), precision=precision)
-    n_rows = map_file(src, dst, label, title_col, columns, self.chunk_size, identity, progress)
+    n_rows = map_file(src, dst, label, title_col, columns, self.chunk_size, identity, progress, spreadsheet)
     _warn_cut(label)
     if label.n_unlabelled:
-        warnings.warn(f'no category for {label.n_unlabelled:,} of the rows labelled now: they hold no title, or more '
+        warnings.warn(f"no category for {quantity(label.n_unlabelled, 'row')} labelled now: no title, or more "
                       'or fewer columns than the first; the column reason, which CSV and Parquet have, tells which',
                       stacklevel=2)
     return n_rows

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +15,7 @@ from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.cli import plan, train
 from bpv_fastai.cli.predict import bpv_predict
 from bpv_fastai.cli.plan import TrainOptions
-from bpv_fastai.data.errors import CatalogError, ResumeError
+from bpv_fastai.data.errors import CatalogError, FileError, ResumeError
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.train.loaders import TitleDataLoaders
 from bpv_fastai.train.recipe import Recipe
@@ -62,6 +63,20 @@ def test_stopped_while_it_is_judged_it_trains_nothing_anew(tmp_path, monkeypatch
     finally: torch.set_num_threads(threads)
     report = json.loads((tmp_path/'model'/'report.json').read_text())
     assert report['linear_f1'] > 0 and report['train_seconds'] >= sum(m['seconds'] for m in report['members']) and not (tmp_path/'model'/'models').exists()
+
+
+def test_titles_that_were_trained_on_are_not_scored(tmp_path, monkeypatch):
+    "Random labels cannot be learned, however often each title stands in the catalog"
+    rng = np.random.default_rng(0)
+    df = synthetic_catalog(200, 5).drop_duplicates('title')
+    df['category'] = rng.integers(0, 5, len(df)).astype(str)
+    copies = [df, df, df.assign(title=df.title.str.upper()), df.assign(title='- ' + df.title)]
+    pd.concat(copies).sample(frac=1, random_state=0).to_csv(tmp_path/'c.csv', index=False)
+    ran = run('bpv_train', 'c.csv', '--epochs', 1, '--nh', 8, '--threads', 1, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads((tmp_path/'model'/'report.json').read_text())
+    assert report['linear_f1'] < .4 and report['f1'] < .4
+    assert report['copies'] == 4 * len(df) and f"{4 * len(df)} rows with a copy, which a random split keeps together" in ran.stdout
 
 
 def test_a_rate_that_is_too_high_is_said_in_a_line_and_a_lower_one_may_follow(tmp_path):
@@ -156,7 +171,7 @@ def test_parts_belong_to_one_model_one_source_and_one_process(tmp_path, monkeypa
     def twice(titles):
         if titles: map_file('t.tsv', 'o.tsv', labels('other'), size=2, progress=False)
         return labels('mine')(titles)
-    with pytest.raises(CatalogError, match='another process is writing this file'): map_file('t.tsv', 'o.tsv', twice, size=2, progress=False)
+    with pytest.raises(FileError, match='another process is writing this file'): map_file('t.tsv', 'o.tsv', twice, size=2, progress=False)
 
 
 bad_input = {
@@ -215,13 +230,13 @@ def test_a_model_that_is_replaced_and_answers_that_nobody_accepts(tmp_path):
     first, again = (run('bpv_train', *options, cwd=tmp_path) for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr + again.stderr
     assert 'replaces' not in first.stdout and 'model holds a model, which this one replaces' in again.stdout
-    assert 'on 50 titles that were not trained on' in first.stdout and 'no answer is marked as accepted' in first.stdout
+    assert 'on 50 titles not trained on' in first.stdout and 'no answer is marked as accepted' in first.stdout
     evaluated = run('bpv_evaluate', 'model', 'c.csv', cwd=tmp_path)
     assert evaluated.returncode == 0 and 'accepted without a person: 0.0%' in evaluated.stdout and 'no answer is marked as accepted' in evaluated.stdout
     def warned(ran): return [line for line in ran.stderr.splitlines() if line.startswith('bpv_')]
-    assert len(warned(evaluated)) == 1 and 'were cut there' in warned(evaluated)[0]
+    assert len(warned(evaluated)) == 1 and 'cut there' in warned(evaluated)[0]
     labelled = run('bpv_predict', 'model', 'titles.tsv', '--quiet', cwd=tmp_path)
-    assert len(warned(labelled)) == 1 and warned(labelled)[0].startswith('bpv_predict: no category for 2 of the rows')
+    assert len(warned(labelled)) == 1 and warned(labelled)[0].startswith('bpv_predict: no category for 2 rows')
 
 
 def test_debug_shows_the_traceback(tmp_path):

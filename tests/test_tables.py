@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 from bpv_fastai.data.errors import CatalogError
-from bpv_fastai.data.files import lock_folder
 from bpv_fastai.data.tables import BadCell, TableReader, as_text
 
 
@@ -67,6 +66,9 @@ def test_lines_of_the_standard_input(monkeypatch):
 @pytest.mark.parametrize('name,content,column,says', [
     ('t.tsv', b'name\tcategory\na\tb\n', 'title', "no column 'title'; it has 'name', 'category'"),
     ('t.tsv', b'Title\nTea\n', 'title', 'or by its position, from 0, if the first row is no header'),
+    ('t.tsv', b'Title\tPrice\nTea\t2\n', 'title', "it has 'Title', 'Price'. Name yours with title_col="),
+    ('t.tsv', b'"Title"\t"Price"\nTea\t2\n', 'title', 'if the first row is no header'),
+    ('t.tsv', b'\xef\xbb\xbfproduct_name\tx\nTea\t2\n', 'title', "it has 'product_name', 'x'"),
     ('t.csv', b'name\nTea\n', 'title', "no column 'title'; it has 'name'. Name yours with title_col="),
     ('t.csv', b'name;id\nTea;1\n', 'title', 'Save the table with commas, or as TSV'),
     ('t.tsv', b'Tea\n', 3, 'no column 3; there are 1, counted from 0'),
@@ -76,36 +78,6 @@ def test_files_that_cannot_be_labelled(tmp_path, name, content, column, says):
     (tmp_path/name).write_bytes(content)
     with pytest.raises(CatalogError) as e: rows(tmp_path/name, column)
     assert says in str(e.value) and str(e.value).startswith(str(tmp_path/name))
-
-
-holder = """
-import sys, time
-from bpv_fastai.data.files import lock_folder
-with lock_folder(sys.argv[1]) as is_held:
-    print(is_held, flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_lock_is_reported_while_its_process_lives(tmp_path):
-    process = subprocess.Popen([sys.executable, '-c', holder, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline().strip() == 'True'
-    with lock_folder(tmp_path) as is_held: assert not is_held
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    with lock_folder(tmp_path) as is_held: assert is_held
-
-
-@pytest.mark.skipif(sys.platform == 'win32', reason='flock is a call of Unix')
-@pytest.mark.parametrize('code', [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
-def test_a_file_system_without_flock_still_works(tmp_path, monkeypatch, code):
-    import fcntl
-    def fails(*args): raise OSError(code, os.strerror(code))
-    monkeypatch.setattr(fcntl, 'flock', fails)
-    for _ in range(2):
-        with lock_folder(tmp_path) as is_held: assert is_held
-    (tmp_path/'file').touch()
-    with pytest.raises(OSError), lock_folder(tmp_path/'file'): pass
 
 
 @pytest.mark.parametrize('columns', [[0, -1], [-1]])

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['missing_threshold', 'save_evaluation', 'bpv_evaluate']
 
-# %% ../../nbs/cli/30_evaluate.ipynb #c3e99615
+# %% ../../nbs/cli/30_evaluate.ipynb #aaaa56d1
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -15,12 +16,14 @@ from fastcore.script import call_parse
 from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
 from ..data.catalog import read_catalog
+from ..data.errors import quantity
 from ..data.files import whole_file
 from ..data.titles import CategoryVocab
 from ..decide.calibration import plot_reliability
 from ..decide.coverage import plot_coverage
 from ..decide.decider import Decider
 from ..decide.metrics import CategoryCounts, category_report
+from ..use.predict import csv_bytes
 
 # %% ../../nbs/cli/30_evaluate.ipynb #46c42abe
 def missing_threshold(
@@ -31,28 +34,30 @@ def missing_threshold(
     return ('no answer is marked as accepted: there were too few validation titles, or too many of them were wrong, '
             'to be sure of a threshold; bpv_predict --confidence sets one')
 
-# %% ../../nbs/cli/30_evaluate.ipynb #e5fdfe12
+# %% ../../nbs/cli/30_evaluate.ipynb #84e8d9ce
 def save_evaluation(
     labels: pd.DataFrame, # title, true, category and confidence of each title
     report: pd.DataFrame, # scores by category, as `category_report` gives them
     out: Path, # folder
+    spreadsheet: bool = False, # write tables in which a spreadsheet finds no formulas
 ) -> list: # paths of the files
-    "Write scores by category, the mistakes, and a picture of how far confidence can be trusted"
-    out.mkdir(parents=True, exist_ok=True)
+    "Write scores by category, the mistakes, and a picture of how far confidence can be trusted: all of them or none"
     correct = (labels['category'] == labels['true']).to_numpy()
     confidence = labels['confidence'].to_numpy()
-    with whole_file(out/'by_category.csv') as f: report.to_csv(f)
-    with whole_file(out/'mistakes.csv') as f:
-        mistakes = labels.loc[~correct, ['title', 'true', 'category', 'confidence']]
-        mistakes.sort_values('confidence', ascending=False).to_csv(f, index=False)
+    mistakes = labels.loc[~correct, ['title', 'true', 'category', 'confidence']]
+    tables = [report.reset_index(), mistakes.sort_values('confidence', ascending=False)]
     fig, axs = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
     plot_coverage(confidence, correct, ax=axs[0])
     plot_reliability(confidence, correct, axs[1])
-    with whole_file(out/'confidence.png') as f: fig.savefig(f, dpi=110, format='png')
+    paths = [out/name for name in ('by_category.csv', 'mistakes.csv', 'confidence.png')]
+    with ExitStack() as stack:
+        *csvs, picture = [stack.enter_context(whole_file(path)) for path in paths]
+        for table, csv in zip(tables, csvs): csv.write_bytes(csv_bytes(table, spreadsheet=spreadsheet))
+        fig.savefig(picture, dpi=110, format='png')
     plt.close(fig)
-    return [out/name for name in ('by_category.csv', 'mistakes.csv', 'confidence.png')]
+    return paths
 
-# %% ../../nbs/cli/30_evaluate.ipynb #f577c7f2
+# %% ../../nbs/cli/30_evaluate.ipynb #9ea4a6bc
 @call_parse
 def bpv_evaluate(
     model: str, # folder of a saved model
@@ -62,6 +67,8 @@ def bpv_evaluate(
     title: str = 'title', # column of titles; a number (for both columns) is a position in a file without header
     category: str = 'category', # column of categories
     drop: bool = False, # leave bad rows out
+    # write tables to be opened in a spreadsheet: titles and categories that it would run as formulas get an apostrophe
+    spreadsheet: bool = False,
     precision: str = 'auto', # fp32, bf16, or auto: bf16 where the processor has it
     threads: int = 0, # CPU threads; as many as cores if 0
     debug: bool = False, # show where in the code an error came from
@@ -80,11 +87,12 @@ def bpv_evaluate(
         decided = list(preds.values())[-1]
         labels = labels.assign(true=df['category'].to_numpy())
         folder = Path(out) if out else Path(model)/'evaluation'
-        written = save_evaluation(labels, category_report(targs, decided, vocab), folder)
+        written = save_evaluation(labels, category_report(targs, decided, vocab), folder, spreadsheet)
 
         unknown = len(vocab) - len(cat.vocab)
-        if unknown: print(f'{unknown:,} of the categories are unknown to the model: their titles count as mistakes')
-        table = pd.DataFrame(scores).T.rename(columns=dict(f1='weighted F1')).round(4)
+        if unknown: print(f"{quantity(unknown, 'category')} unknown to the model: such titles count as mistakes")
+        headings = dict(precision='weighted precision', recall='weighted recall', f1='weighted F1')
+        table = pd.DataFrame(scores).T.rename(columns=headings).round(4)
         print(table.assign(titles=len(df)).to_string())
         if cat.decider.is_fitted:
             accepted = labels['accepted'].to_numpy()

@@ -11,7 +11,7 @@ import warnings
 # %% ../../nbs/cli/36_plan.ipynb #638e8fb0
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 
-# %% ../../nbs/cli/36_plan.ipynb #9e1f41fd
+# %% ../../nbs/cli/36_plan.ipynb #ddbc0512
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from ..data.errors import ResumeError, TitleError
-from ..data.files import remove_folder, whole_file
+from ..data.errors import ResumeError, TitleError, quantity
+from ..data.files import locked, remove_folder, whole_file
 from ..models.network import recurrent_cells
 from ..models.precision import precisions
 from ..train.loaders import TitleDataLoaders
@@ -60,7 +60,7 @@ class TrainOptions:
     def directions(self) -> list: # whether each recurrent network reads backwards
         return [False, True] * self.pairs or [False]
 
-# %% ../../nbs/cli/36_plan.ipynb #4891ae44
+# %% ../../nbs/cli/36_plan.ipynb #227a5853
 @dataclass
 class RunNote:
     "The recipe of a run that is not finished, and what it was chosen for"
@@ -99,23 +99,24 @@ def resumed_recipe(
 ) -> Iterator[Recipe]:
     """Yield the recipe of the run to resume, or choose one and note it; remove checkpoints when the block succeeds.
 
-    Raises `ResumeError` if members of a run with other options are in the folder."""
+    Raises `ResumeError` if members of a run with other options are in the folder, `FileError` if it is in use."""
     path = out/run_note
     asked = replace(options, precision='bf16' if bf16 else 'fp32', checkpoint=5., fresh=False, linear=True)
     note, n_titles = None, len(dls.train_ds)
-    with suppress(FileNotFoundError, msgspec.DecodeError): note = msgspec.json.decode(path.read_bytes(), type=RunNote)
-    if options.fresh or note is None or (note.options, note.n_titles) != (asked, n_titles):
-        if not options.fresh and any(path.parent.glob('[0-9]*')):
-            raise ResumeError('the folder holds members of another training', path=path.parent)
-        note = RunNote(asked, n_titles, choose_recipe(dls, options, bf16))
+    with locked(out/'models', 'another training is at work in this folder'):
+        with suppress(FileNotFoundError, msgspec.DecodeError):
+            note = msgspec.json.decode(path.read_bytes(), type=RunNote)
+        if options.fresh or note is None or (note.options, note.n_titles) != (asked, n_titles):
+            if not options.fresh and any(path.parent.glob('[0-9]*')):
+                raise ResumeError('the folder holds members of another training', path=path.parent)
+            note = RunNote(asked, n_titles, choose_recipe(dls, options, bf16))
+            remove_folder(path.parent)
+            with whole_file(path) as f: f.write_bytes(msgspec.json.encode(note))
+        yield note.recipe
         remove_folder(path.parent)
-        path.parent.mkdir(parents=True)
-        with whole_file(path) as f: f.write_bytes(msgspec.json.encode(note))
-    yield note.recipe
-    remove_folder(path.parent)
-    with suppress(OSError): (out/'models').rmdir()  # stays where it holds anything else
+        with suppress(OSError): (out/'models').rmdir()  # stays where it holds anything else
 
-# %% ../../nbs/cli/36_plan.ipynb #044acbdf
+# %% ../../nbs/cli/36_plan.ipynb #fdd0e0a3
 def describe_training(
     recipe: Recipe, # what is trained
     options: TrainOptions, # what was asked for
@@ -124,7 +125,8 @@ def describe_training(
     "Describe the members of a training in one line"
     directions = options.directions if recipe.epochs else []
     members = ['backward' if backwards else 'forward' for backwards in directions] + ['n-grams'] * options.ngrams
-    networks = f"{recipe.cell.upper()} {recipe.nh} wide for {recipe.epochs} epochs in {'bf16' if bf16 else 'fp32'}"
+    epochs, precision = quantity(recipe.epochs, 'epoch'), 'bf16' if bf16 else 'fp32'
+    networks = f'{recipe.cell.upper()} {recipe.nh} wide for {epochs} in {precision}'
     if not directions: networks = 'no time for recurrent networks'
     if options.ngrams: networks += f', n-grams for {recipe.bag_epochs}'
     return f"{', '.join(members)} ({networks})"

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['bpv_predict']
 
-# %% ../../nbs/cli/20_predict.ipynb #f93bab0b
+# %% ../../nbs/cli/20_predict.ipynb #ec31ca83
 import sys
 
 from fastcore.script import call_parse
 
 from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
+from ..data.errors import quantity
 
-# %% ../../nbs/cli/20_predict.ipynb #78cef9b3
+# %% ../../nbs/cli/20_predict.ipynb #5b1141e7
 @call_parse
 def bpv_predict(
     model: str, # folder of a saved model
@@ -28,6 +29,8 @@ def bpv_predict(
     top: int = 1, # most probable categories to give for each title, if more than 1
     decide: str = None, # f1 (expected F1) or best (most probable); f1 if the model has it, by default
     confidence: float = None, # accept from this confidence on, 0 to 1; by default the model's own threshold
+    # write a CSV to be opened in a spreadsheet: titles and categories that it would run as formulas get an apostrophe
+    spreadsheet: bool = False,
     precision: str = 'auto', # fp32, bf16, or auto: bf16 where the processor has it
     threads: int = 0, # CPU threads; as many as cores if 0
     quiet: bool = False, # no progress bar
@@ -40,5 +43,6 @@ def bpv_predict(
         chosen = tuple(c.strip() for c in columns.split(',')) if columns else None
         progress = not quiet and sys.stderr.isatty()
         n = cat.predict_file(
-            titles, out, column_option(title), chosen, top, decide, confidence, progress=progress, precision=precision)
-        if out != '-': print(f'written: {out}, {n:,} titles')
+            titles, out, column_option(title), chosen, top, decide, confidence, progress=progress, precision=precision,
+            spreadsheet=spreadsheet)
+        if out != '-': print(f"written: {out}, {quantity(n, 'title')}")

@@ -18,7 +18,7 @@ from ..ensemble import Ensemble
 from ..train.callbacks import best_preds
 from ..use.baseline import linear_baseline
 
-# %% ../../nbs/cli/35_report.ipynb #a4c54988
+# %% ../../nbs/cli/35_report.ipynb #88938f74
 def judge_ensemble(
     learn: Ensemble, # trained
 ) -> dict: # counts and scores; the decided ones are None if there are too few validation titles
@@ -55,7 +55,8 @@ def result_table(
     if report['decided_f1'] is not None: rows.append(row('with decisions for F1', 'decided_'))
     if 'linear_f1' in report: rows.append(row('linear SVM, TF-IDF', 'linear_', report['linear_seconds']))
     width = max(len(name) for name, *_ in rows)
-    table = pd.DataFrame(rows, columns=[' ' * width, 'precision', 'recall', 'weighted F1', 'seconds'])
+    scores = [f'weighted {name}' for name in ('precision', 'recall', 'F1')]
+    table = pd.DataFrame(rows, columns=[' ' * width, *scores, 'seconds'])
     formats = {' ' * width: f'{{:<{width}}}'.format, 'seconds': lambda s: '' if pd.isna(s) else f'{s:.0f}'}
     return table.to_string(index=False, na_rep='', float_format='{:.4f}'.format, formatters=formats)
 

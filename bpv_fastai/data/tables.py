@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['text_problem', 'as_text', 'no_column_error', 'file_kind', 'opener', 'BadCell', 'TablePart', 'TableReader']
 
-# %% ../../nbs/data/30_tables.ipynb #c57d1bec
-import csv, gzip, io, numbers, re, sys, zlib
+# %% ../../nbs/data/30_tables.ipynb #e7b16a25
+import csv, gzip, io, numbers, os, re, sys, zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -86,7 +86,10 @@ def no_column_error(
     absent = ', '.join(repr(c) for c in columns if c not in names)
     return CatalogError(f'no column {absent}; it has {", ".join(map(repr, names))}', path=path, remedy=Remedy(remedy))
 
-# %% ../../nbs/data/30_tables.ipynb #024bdfed
+# %% ../../nbs/data/30_tables.ipynb #838830ca
+_header_words = {'title', 'titles', 'product', 'product title', 'product name', 'item name', 'name', 'category',
+                 'categories', 'label', 'price', 'sku', 'description'}
+
 def _find_columns(cells: list, columns: list, kind: str, path: Path | str) -> tuple[int, list, bool]:
     "Find the number of columns, the positions of the requested ones, and whether the first row is a header"
     if all(isinstance(c, int) for c in columns):
@@ -95,8 +98,8 @@ def _find_columns(cells: list, columns: list, kind: str, path: Path | str) -> tu
             raise CatalogError(f'no column {absent[0]}; there are {len(cells)}, counted from 0', path=path)
         return max(len(cells), max(columns) + 1), columns, False
     if all(c in cells for c in columns): return len(cells), [cells.index(c) for c in columns], True
-    looks_like_header = {str(c).strip().lower() for c in cells} & {'title', 'category'}
-    if kind == 'tsv' and not looks_like_header:
+    words = {re.sub(r'[\W_]+', ' ', str(c)).strip().lower() for c in cells}
+    if kind == 'tsv' and not words & _header_words:
         if columns == ['title', 'category']: return 2, [0, 1], False
         if columns == ['title']: return len(cells), [0], False
     raise no_column_error(columns, cells, path, by_position=kind != 'parquet')
@@ -125,7 +128,7 @@ def opener(
     "Choose the function that opens a file, by whether its name ends in .gz"
     return gzip.open if path.suffix.lower() == '.gz' else open
 
-# %% ../../nbs/data/30_tables.ipynb #9424821a
+# %% ../../nbs/data/30_tables.ipynb #cff7d3a0
 class BadCell(NamedTuple):
     "A cell, or a whole row, that cannot be used"
     row: int | str      # a file: line or row from 1; a DataFrame: index label
@@ -145,7 +148,9 @@ def _read_errors(path: Path | str):
     except CatalogError: raise
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise CatalogError(f'damaged or not gzip ({e})', path=path, remedy='Fetch it again') from None
-    except OSError as e: raise CatalogError(str(e), path=path) from None
+    except OSError as e:
+        remedy = 'See that it is whole, and that you may read it'
+        raise CatalogError(f'cannot be read ({e.strerror or e})', path=path, remedy=remedy) from None
     except ValueError as e: raise CatalogError(f'not a readable table ({e})', path=path) from None
 
 @contextmanager
@@ -160,7 +165,11 @@ def _open_text(path: Path | str, newline: str):
     if start[:2] in (b'\xff\xfe', b'\xfe\xff'): raise CatalogError('this is UTF-16; save it as UTF-8', path=path)
     with opener(path)(path, 'rt', **text_format) as text: yield text
 
-# %% ../../nbs/data/30_tables.ipynb #7e52f51e
+# %% ../../nbs/data/30_tables.ipynb #47297f15
+def _file_state(stat: os.stat_result) -> tuple:
+    "Take from a file's status what changes when it is written"
+    return stat.st_size, stat.st_mtime_ns
+
 class TableReader:
     "The columns of a TSV, CSV or Parquet file, `.gz` on top of any, or of lines from the standard input, part by part"
     def __init__(self,
@@ -170,6 +179,7 @@ class TableReader:
         self.path, self.columns = path if str(path) == '-' else Path(path), list(columns)
         self.kind = 'tsv' if self.path == '-' else file_kind(self.path)
         self.share = 0.  # of the file that was read so far, 0 to 1; stays 0 for the standard input
+        self.state = None if self.path == '-' else _file_state(self.path.stat())
 
     def parts(self,
         size: int = 100_000, # rows in a part; as Python strings they take about twice their size in the file
@@ -177,6 +187,11 @@ class TableReader:
         "Read the file. Raises `CatalogError` if it cannot be read or lacks the columns"
         with _read_errors(self.path):
             yield from self._parquet_parts(size) if self.kind == 'parquet' else self._text_parts(size)
+
+    def _check_unchanged(self, file):
+        "Raise `CatalogError` if the open file was written to; one that was removed or replaced is still whole"
+        if self.path != '-' and _file_state(os.fstat(file.fileno())) != self.state:
+            raise CatalogError('changed while it was read', path=self.path, remedy='Start again when it is complete')
 
     def _text_parts(self, size):
         with _open_text(self.path, newline='\n' if self.kind == 'tsv' else '') as text:
@@ -188,10 +203,10 @@ class TableReader:
                     else:
                         lines.append(row)
                         cells += row_cells
-                if not lines and not misshapen: return
+                if not lines and not misshapen: return self._check_unchanged(text)
                 if self.path != '-':
                     raw = getattr(text.buffer, 'fileobj', text.buffer)  # of a gzip file: the compressed bytes
-                    self.share = raw.tell() / self.path.stat().st_size
+                    self.share = raw.tell() / os.fstat(raw.fileno()).st_size
                 columns = {name: cells[i::width] for i, name in enumerate(self.columns)}
                 yield TablePart(pd.DataFrame(columns, lines, dtype=object), misshapen)
 
@@ -220,3 +235,4 @@ class TableReader:
                 start += len(df)
                 self.share = (start - 1) / file.metadata.num_rows
                 yield TablePart(df, [])
+            self._check_unchanged(f)

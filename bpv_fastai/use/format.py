@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['format_version', 'categorizer_format', 'RecurrentNetwork', 'NgramNetwork', 'describe_network', 'build_network',
            'FileNote', 'ModelDescription', 'library_versions', 'SavedModel', 'describe_model', 'description_checksum',
-           'note_file', 'read_description', 'write_description', 'as_model', 'save_model', 'check_file', 'load_model',
-           'copy_network']
+           'note_file', 'read_description', 'write_description', 'as_model', 'new_description', 'load_described',
+           'save_model', 'check_file', 'load_model', 'copy_network']
 
-# %% ../../nbs/use/10_format.ipynb #7b66abda
+# %% ../../nbs/use/10_format.ipynb #7ca829a7
 import hashlib, json, math, platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..data.errors import CategorizerError, Remedy
-from ..data.files import whole_file
+from ..data.files import file_errors, locked, whole_file
 from ..data.titles import CategoryVocab, CharVocab
 from ..decide.decider import Decider
 from ..models.average import TitleEnsemble, check_shares
@@ -123,7 +123,7 @@ class SavedModel:
         self.ensemble.cpu().eval().requires_grad_(False)
         self.report = self.report or {}
 
-# %% ../../nbs/use/10_format.ipynb #f9addebe
+# %% ../../nbs/use/10_format.ipynb #f27174d8
 categorizer_format = 'bpv_fastai categorizer'
 
 @contextmanager
@@ -131,7 +131,10 @@ def _refusing(path: Path | None, problem: str, remedy: Remedy | None = None) -> 
     "Raise as `CategorizerError` what libraries raise about the contents of a file, or of a model that is to be saved"
     try: yield
     except CategorizerError: raise
-    except (ValidationError, SafetensorError, TypeError, ValueError, RecursionError, OSError) as e:
+    except OSError as e:
+        remedy = 'See that it is there, and that you may read it'
+        raise CategorizerError(f'cannot be read ({e.strerror or e})', path=path, remedy=remedy) from None
+    except (ValidationError, SafetensorError, TypeError, ValueError, RecursionError) as e:
         raise CategorizerError(f'{problem}: {" ".join(str(e).split())[:200]}', path=path, remedy=remedy) from None
 
 def describe_model(
@@ -227,40 +230,62 @@ def as_model(
     return SavedModel(ensemble, char_vocab, vocab, decider, description.max_len, description.report,
                       description.versions, description.checksum)
 
-# %% ../../nbs/use/10_format.ipynb #0c168918
+# %% ../../nbs/use/10_format.ipynb #5cafc7ae
+@contextmanager
+def new_description(
+    path: Path, # `categorizer.json` or `onnx.json`
+) -> Iterator[Path]: # where to write it
+    """Yield where a new description waits until the files that it describes are renamed; then it replaces the old one.
+
+    Raises `FileError` if that is impossible, or if another process is saving a model there."""
+    pending = path.with_name(f'.{path.name}.new')
+    with locked(path, 'another process is saving a model here'):
+        yield pending
+        with file_errors(path): pending.replace(path)
+
+def load_described(
+    path: Path, # `categorizer.json` or `onnx.json`
+    load: Callable, # takes the path of a description; raises `CategorizerError` if the files beside it do not fit
+) -> 'SavedModel':
+    "Load by the description that fits the files: the new one, if a save was killed between its renames"
+    for _ in range(2):  # the second time, if the model was replaced during the first
+        for description in (path.with_name(f'.{path.name}.new'), path):
+            try: return load(description)
+            except CategorizerError as e: error = e
+    raise error
+
+# %% ../../nbs/use/10_format.ipynb #abf70a83
 _weights, _description = 'weights.safetensors', 'categorizer.json'
-_pending = f'.{_description}.new'
 
 def save_model(
     model: SavedModel, # what to save
     path: str | Path, # the folder, created where it is missing
 ) -> str: # checksum of the description
-    "Write the two files; a crash leaves the old model or the new one. Raise `CategorizerError` if that is impossible"
+    """Write the two files; a crash leaves the old model or the new one.
+
+    Raises `CategorizerError` for a model that could not be loaded, `FileError` if the files cannot be written."""
     path = Path(path)
     if path.exists() and not path.is_dir(): raise CategorizerError('this is a file', path=path, remedy='Name a folder')
     description = describe_model(model)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.ensemble.members.state_dict().items()}
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise CategorizerError('the weights are not finite: the training has diverged; nothing was saved')
-    path.mkdir(parents=True, exist_ok=True)
-    with whole_file(path/_weights) as weights:
+    with new_description(path/_description) as pending, whole_file(path/_weights, SafetensorError) as weights:
         save_file(tensors, weights)
         description.weights = note_file(weights)
         as_model(description, model.ensemble, path)  # what `load_model` would refuse is not written
-        # The new description waits beside the old one until the weights are renamed:
-        # `load_model` takes the description that fits the weights.
-        write_description(description, path/_pending)
-    (path/_pending).replace(path/_description)
+        write_description(description, pending)
     return description.checksum
 
-# %% ../../nbs/use/10_format.ipynb #20ecffe8
+# %% ../../nbs/use/10_format.ipynb #ac75841b
 def check_file(
     path: Path, # a file beside a description
     noted: FileNote | UnsetType, # its size and checksum in the description
 ):
     "Raise `CategorizerError` for a file that is missing or is not the noted one"
     if not path.is_file(): raise CategorizerError(f'{path.name} is missing', path=path.parent)
-    if noted != note_file(path):
+    with _refusing(path, 'damaged'): is_noted = noted == note_file(path)
+    if not is_noted:
         raise CategorizerError('changed or damaged since it was saved (its checksum does not match)',
                                path=path, remedy=_copy_again)
 
@@ -270,7 +295,7 @@ def _build_ensemble(description: ModelDescription) -> TitleEnsemble:
     return TitleEnsemble([build_network(n) for n in networks], [n.backwards for n in networks],
                          description.average, description.shares)
 
-# %% ../../nbs/use/10_format.ipynb #9ae7f389
+# %% ../../nbs/use/10_format.ipynb #d6f2ef5e
 def _read_weights(path: Path, shapes: dict) -> dict:
     "Read weights of these names and shapes, and no others"
     n_bytes, expected = path.stat().st_size, 4 * sum(map(math.prod, shapes.values()))
@@ -289,9 +314,9 @@ def _read_weights(path: Path, shapes: dict) -> dict:
                                path=path)
     return tensors
 
-def _load(folder: Path, description_path: Path) -> SavedModel:
+def _load(description_path: Path) -> SavedModel:
     "Load a model by one description"
-    description = read_description(description_path)
+    folder, description = description_path.parent, read_description(description_path)
     check_file(folder/_weights, description.weights)
     with _refusing(description_path, 'not a valid description'), torch.device('meta'):  # takes no memory
         weights = _build_ensemble(description).members.state_dict()
@@ -300,15 +325,12 @@ def _load(folder: Path, description_path: Path) -> SavedModel:
     ensemble.members.load_state_dict(tensors)
     return as_model(description, ensemble, description_path)
 
-# %% ../../nbs/use/10_format.ipynb #e515cab1
+# %% ../../nbs/use/10_format.ipynb #4b0686de
 def load_model(
     path: str | Path, # the folder
 ) -> SavedModel:
     "Load what `save_model` wrote. Raise `CategorizerError` for a folder that is damaged, foreign, or of a newer format"
-    path = Path(path)
-    if (path/_pending).is_file():  # a save was cut short: one of the two descriptions fits the weights
-        with suppress(CategorizerError): return _load(path, path/_pending)
-    return _load(path, path/_description)
+    return load_described(Path(path)/_description, _load)
 
 # %% ../../nbs/use/10_format.ipynb #ab067e49
 def copy_network(

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['onnx_format', 'OnnxNetwork', 'write_onnx', 'load_onnx']
 
-# %% ../../nbs/use/30_onnx.ipynb #6c834d0d
+# %% ../../nbs/use/30_onnx.ipynb #2f947028
 import importlib.util, logging, warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np, torch
@@ -16,8 +17,8 @@ from ..data.errors import CategorizerError
 from ..data.files import whole_file
 from ..data.titles import BOS, EOS
 from ..models.average import TitleEnsemble
-from .format import (SavedModel, as_model, check_file, describe_model, note_file, read_description,
-                                   write_description)
+from .format import (SavedModel, as_model, check_file, describe_model, load_described, new_description,
+                                   note_file, read_description, write_description)
 
 # %% ../../nbs/use/30_onnx.ipynb #e2e88e26
 def _require(*packages: str):
@@ -77,7 +78,7 @@ class OnnxNetwork(nn.Module):
         "Run the graph"
         return torch.from_numpy(self.session.run(None, dict(ids=x.numpy()))[0])
 
-# %% ../../nbs/use/30_onnx.ipynb #f7d04d8d
+# %% ../../nbs/use/30_onnx.ipynb #556b92a3
 @torch.inference_mode()
 def _compare(net: TitleEnsemble, path: Path, atol: float):
     "Compare the graph with PyTorch at several sizes. Raise `CategorizerError` where they differ"
@@ -88,10 +89,10 @@ def _compare(net: TitleEnsemble, path: Path, atol: float):
         x = torch.from_numpy(rng.integers(1, vocab_sz, (n, longest)) * (np.arange(longest) < lengths[:, None]))
         difference = float((graph(x).exp() - net(x).exp()).abs().max())
         if not difference < atol:
-            raise CategorizerError(f'differs from PyTorch by {difference:.2g} for {n} titles of {longest} tokens',
-                                   path=path.name)
+            raise CategorizerError(
+                f'the graph differs from PyTorch by {difference:.2g} for {n} titles of {longest} tokens')
 
-# %% ../../nbs/use/30_onnx.ipynb #e4730c48
+# %% ../../nbs/use/30_onnx.ipynb #33c57252
 def _is_not_advice(record: logging.LogRecord) -> bool: return 'pre-processing' not in record.getMessage()
 
 def _quantize(source: Path, path: Path):
@@ -101,13 +102,13 @@ def _quantize(source: Path, path: Path):
     recurrent = [node.name for node in onnx.load(source).graph.node
                  if node.op_type == 'LSTM' or node.op_type == 'MatMul' and '/rnn/' in node.name]
     if not recurrent:  # an empty list would mean all layers
-        raise CategorizerError('names no recurrent layer that could have weights of 8 bits', path=source.name)
+        raise CategorizerError('the graph names no recurrent layer that could have weights of 8 bits')
     logging.getLogger().addFilter(_is_not_advice)  # onnxruntime recommends a step that changes nothing here
     try: quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True,
                           op_types_to_quantize=['LSTM', 'MatMul'], nodes_to_quantize=recurrent)
     finally: logging.getLogger().removeFilter(_is_not_advice)
 
-# %% ../../nbs/use/30_onnx.ipynb #8e7b9ce8
+# %% ../../nbs/use/30_onnx.ipynb #b7246ca9
 onnx_format, _float32, _int8 = 'bpv_fastai onnx', 'network.onnx', 'network.int8.onnx'
 
 def write_onnx(
@@ -115,30 +116,35 @@ def write_onnx(
     path: str | Path, # the folder, created where it is missing
     int8: bool = True, # write `network.int8.onnx` too, if there are recurrent networks
 ) -> Path: # the folder
-    "Write networks, vocabularies and decisions. Raise `CategorizerError` if the graph differs from PyTorch"
+    """Write networks, vocabularies and decisions; a crash leaves the old files or the new ones.
+
+    Raises `CategorizerError` if the graph differs from PyTorch, `FileError` if the files cannot be written."""
     _require('onnx', 'onnxruntime')
-    path, names = Path(path), [_float32]
-    path.mkdir(parents=True, exist_ok=True)
-    with whole_file(path/_float32) as f:
-        _export(model.ensemble, f)
-        _write_scans(f)
-        _compare(model.ensemble, f, atol=1e-4)
-    if int8 and any('cell' in m.config for m in model.ensemble.members):
-        with whole_file(path/_int8) as f: _quantize(path/_float32, f)
-        names.append(_int8)
-    description = describe_model(model, onnx_format)
-    description.files = {name: note_file(path/name) for name in names}
-    write_description(description, path/'onnx.json')
+    path, description = Path(path), describe_model(model, onnx_format)
+    int8 = int8 and any('cell' in m.config for m in model.ensemble.members)
+    with new_description(path/'onnx.json') as pending, whole_file(path/_float32) as graph, \
+            whole_file(path/_int8) if int8 else nullcontext() as small:
+        _export(model.ensemble, graph)
+        _write_scans(graph)
+        _compare(model.ensemble, graph, atol=1e-4)
+        if int8: _quantize(graph, small)
+        files = {_float32: graph, _int8: small}
+        description.files = {name: note_file(file) for name, file in files.items() if file}
+        write_description(description, pending)
     return path
 
-# %% ../../nbs/use/30_onnx.ipynb #9fe83843
+# %% ../../nbs/use/30_onnx.ipynb #5f3758b2
 def load_onnx(
     path: str | Path, # the folder that `write_onnx` wrote
     int8: bool = False, # load the network with weights of 8 bits
 ) -> SavedModel: # with an `OnnxNetwork` as its ensemble
     "Load what `write_onnx` wrote. Raise `CategorizerError` for a folder that is damaged, foreign, or of a newer format"
-    path, name = Path(path), _int8 if int8 else _float32
-    description = read_description(path/'onnx.json', onnx_format)
+    name = _int8 if int8 else _float32
+    return load_described(Path(path)/'onnx.json', lambda description_path: _load(description_path, name))
+
+def _load(description_path: Path, name: str) -> SavedModel:
+    "Load a graph by one description"
+    path, description = description_path.parent, read_description(description_path, onnx_format)
     if not description.files or name not in description.files: raise CategorizerError(f'holds no {name}', path=path)
     check_file(path/name, description.files[name])
     network = OnnxNetwork(path/name)
@@ -147,4 +153,4 @@ def load_onnx(
     if names != ['ids'] or widths not in ([[len(description.categories)]], [['categories']]):
         raise CategorizerError(f'a network of another shape: {names} to {widths}', path=path/name)
     description.checksum += f' {name}'
-    return as_model(description, network, path/'onnx.json')
+    return as_model(description, network, description_path)
