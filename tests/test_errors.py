@@ -1,9 +1,18 @@
 "The wording of errors for the library and for commands, and their way between processes."
+import ast
+import inspect
 import pickle
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 
+from bpv_fastai.cli.demo import bpv_demo
+from bpv_fastai.cli.errors import option_names
+from bpv_fastai.cli.evaluate import bpv_evaluate
+from bpv_fastai.cli.predict import bpv_predict
+from bpv_fastai.cli.train import bpv_train
 from bpv_fastai.data.errors import (CatalogError, CategorizerError, Remedy, ResumeError, TitleError, TitleWarning,
                                     TrainingDiverged)
 
@@ -44,3 +53,21 @@ def test_a_warning_words_its_remedy_as_an_error_does():
     with pytest.warns(TitleWarning, match='cut. Use max_len=') as caught:
         warnings.warn(TitleWarning('cut', remedy=Remedy('Use {max_len}')))
     assert isinstance(caught[0].message, UserWarning) and caught[0].message.worded(dict(max_len='--longest')) == 'cut. Use --longest'
+
+
+def remedies(source):
+    "The texts of a module that are given to `Remedy`, or are put together as a `remedy`"
+    for node in ast.walk(ast.parse(source)):
+        is_call = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'Remedy'
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        if is_call or any(getattr(target, 'id', '') == 'remedy' for target in targets):
+            yield from (text.value for text in ast.walk(node) if isinstance(text, ast.Constant) and isinstance(text.value, str))
+
+
+def test_every_argument_in_a_remedy_is_an_option_of_a_command():
+    "Otherwise a command would print the library's word, which nobody can type"
+    package = Path(__file__).parent.parent/'bpv_fastai'
+    named = {name for path in package.rglob('*.py') for text in remedies(path.read_text(encoding='utf-8')) for name in re.findall(r'{(\w+)}', text)}
+    assert {'title_col', 'category_col', 'on_bad', 'path', 'max_len', 'decide'} <= named <= set(option_names), named - set(option_names)
+    options = {f'--{name}' for command in (bpv_train, bpv_demo, bpv_predict, bpv_evaluate) for name in inspect.signature(command).parameters}
+    assert {value.split()[0] for value in option_names.values() if value.startswith('-')} <= options

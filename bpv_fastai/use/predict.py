@@ -209,7 +209,7 @@ def _to_stdout(parts: Iterable[TablePart], label: Callable, columns: Sequence, h
         n_rows += len(df)
     return n_rows
 
-# %% ../../nbs/use/20_predict.ipynb #525826cb
+# %% ../../nbs/use/20_predict.ipynb #5ac424ac
 def map_file(
     source: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
     path: str | Path, # the file to write, in the format that its name tells, or '-' for the standard output (TSV)
@@ -246,6 +246,7 @@ def map_file(
             n_rows += len(part.df) + len(part.misshapen)
             bar.set_postfix_str(quantity(n_rows, 'title'), refresh=False)
             bar.update(reader.share - bar.n)
+        bar.n = bar.total  # a notebook keeps a bar that is not full
         if not parts: raise CatalogError('no titles', path=reader.path)
         _join(parts, path, kind)
         for part in parts: part.unlink()
