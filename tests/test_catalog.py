@@ -143,7 +143,7 @@ def test_tsv_gives_back_any_text(tmp_path_factory, rows):
     if not {cell.strip().lower() for cell in rows[0]} & {'title', 'category'}: assert list(map(tuple, read(path).values)) == rows
 
 
-@pytest.mark.parametrize('first', ['0\tTITLE', 'Title \tx', 'category\tx', 'Title\tCategory'])
+@pytest.mark.parametrize('first', ['0\tTITLE', 'Title \tx', 'Title\tPrice', '"Name"\t"x"', 'category\tx', 'Title\tCategory'])
 def test_a_first_row_that_may_be_a_header_is_asked_about_and_can_be_said_to_be_none(tmp_path, first):
     (tmp_path/'t.tsv').write_text(first + '\na\ty\n')
     with pytest.raises(CatalogError, match='or by their positions, from 0, if the first row is no header'): read(tmp_path/'t.tsv')

@@ -68,6 +68,17 @@ def test_drop_last_first_batch_and_soft_targets():
     assert len(after_resume) == 1 and torch.equal(after_resume[0][0], batches[2][0]) and len(next_pass) == 3
 
 
+def test_drop_last_leaves_random_titles_out():
+    dls = loaders(synthetic_catalog(500, 4))
+    dl = dls.train.new(bs=64, drop_last=True)
+    lengths = dl.dataset.titles.lengths
+    dropped = np.array([np.setdiff1d(np.arange(dl.n), dl.get_idxs()) for _ in range(40)])
+    assert dropped.shape == (40, 375 % 64) and abs(lengths[dropped].mean() - lengths.mean()) < 3
+    assert len(np.unique(dropped)) > 350 and [len(x) for x, _ in dl] == [64] * len(dl) == [64] * 5
+    few = dls.train.new(bs=400, drop_last=True)
+    assert list(few) == [] and len(few) == 0
+
+
 def test_a_pickle_holds_no_tensors_of_the_device():
     dls = loaders(synthetic_catalog(400, 5))
     before = len(pickle.dumps(dls.train_ds))

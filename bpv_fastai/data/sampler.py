@@ -20,17 +20,20 @@ def cut_batches(
     if len(stops): stops[-1] = n - (n - (len(stops) - 1) * bs) // 2
     return np.split(order, stops) if n else []
 
-# %% ../../nbs/data/70_sampler.ipynb #3c24d280
+# %% ../../nbs/data/70_sampler.ipynb #5fa9d9b6
 def sortish_order(
     lengths: np.ndarray, # (n,) length of each title
     bs: int, # titles in a batch
     window: int = 50, # batches that are sorted together
     rng: np.random.Generator | None = None, # source of the shuffle
+    drop_last: bool = False, # leave random titles out, so that all batches are full
 ) -> np.ndarray: # (n,) indices of titles, for `cut_batches`
     "Shuffle, sort by falling length within windows, shuffle the batches, and put the longest title's batch first"
     rng, lengths, n = rng or np.random.default_rng(), np.asarray(lengths), len(lengths)
     if bs < 1 or window < 1: raise ValueError('bs and window must be at least 1')
     shuffled = rng.permutation(n)
+    if drop_last: shuffled = shuffled[:n // bs * bs]
+    n = len(shuffled)
     if n < 2 * bs: return np.roll(shuffled, -int(np.argmax(lengths[shuffled]))) if n else shuffled
     window = min(window, max(1, n // (4 * bs)))
     in_window = np.minimum(np.arange(n) // (bs * window), max(n // (bs * window) - 1, 0))
@@ -52,7 +55,7 @@ def interleave(
     if even and len(order): order = np.concatenate([order, np.repeat(order[-1:], -len(order) % world_size)])
     return np.concatenate([order[r::world_size] for r in range(world_size)]) if world_size > 1 else order
 
-# %% ../../nbs/data/70_sampler.ipynb #574d20e2
+# %% ../../nbs/data/70_sampler.ipynb #74472e23
 class SortishSampler:
     "Yield batches of indices, a new order each epoch; usable as `batch_sampler` of a PyTorch `DataLoader`"
     def __init__(self,
@@ -62,12 +65,13 @@ class SortishSampler:
         seed: int | None = None, # the same seed gives the same epochs; None draws one
         world_size: int = 1, # number of processes that share the epoch
         rank: int = 0, # number of this process
+        drop_last: bool = False, # only full batches; what does not fill one is left out at random, others each epoch
     ):
         if bs < 1 or window < 1: raise ValueError('bs and window must be at least 1')
         if not 0 <= rank < world_size: raise ValueError(f'rank {rank} of {world_size} processes')
         if seed is None and world_size > 1: raise ValueError('several processes need the same seed: give one')
         self.lengths, self.bs, self.window = np.asarray(lengths), bs, window
-        self.world_size, self.rank = world_size, rank
+        self.world_size, self.rank, self.drop_last = world_size, rank, drop_last
         self.seed = int(np.random.default_rng().integers(2**32)) if seed is None else seed
         self.epoch = 0
 
@@ -75,12 +79,15 @@ class SortishSampler:
         "Return the indices of the next epoch, dealt out to all processes"
         rng = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
-        return interleave(sortish_order(self.lengths, self.bs * self.world_size, self.window, rng), self.world_size)
+        order = sortish_order(self.lengths, self.bs * self.world_size, self.window, rng, self.drop_last)
+        return interleave(order, self.world_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from cut_batches(np.split(self.next_order(), self.world_size)[self.rank], self.bs)
 
-    def __len__(self): return -(-len(self.lengths) // (self.bs * self.world_size))
+    def __len__(self):
+        n_full, n_more = divmod(len(self.lengths), self.bs * self.world_size)
+        return n_full + (n_more > 0 and not self.drop_last)
 
 # %% ../../nbs/data/70_sampler.ipynb #849a34d7
 def sorted_order(

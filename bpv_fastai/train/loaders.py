@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['TitleDataset', 'TitleDL', 'show_table', 'TitleDataLoaders', 'as_series']
 
-# %% ../../nbs/train/10_loaders.ipynb #c7b5987e
+# %% ../../nbs/train/10_loaders.ipynb #51b2f4e2
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastai.basics import (IN_NOTEBOOK, CrossEntropyLossFlat, DataLoader, DataLoaders, default_device, display_df,
-                           num_distrib, patch)
+                           patch)
 
 from ..data.catalog import (catalog_report, drop_shared, drop_unseen, read_catalog, select_columns,
                                      split_by_column, split_catalog)
 from ..data.errors import CatalogError
-from ..data.sampler import SortishSampler, cut_batches, interleave, sorted_order
+from ..data.sampler import SortishSampler, cut_batches, sorted_order
 from ..data.tables import as_text
 from ..data.titles import CategoryVocab, CharVocab, Titles, decode_tokens, encode_titles, warn_cut
 from ..models.inference import gather_titles, title_tensors
@@ -65,7 +65,7 @@ def new_empty(self: TitleDataset) -> TitleDataset:
     "Return a dataset with the same vocabularies and no titles, for `export`"
     return TitleDataset(encode_titles([], self.char_vocab, self.titles.max_len), self.vocab, np.empty(0, np.int64))
 
-# %% ../../nbs/train/10_loaders.ipynb #c6dd6445
+# %% ../../nbs/train/10_loaders.ipynb #f6651f01
 class TitleDL(DataLoader):
     "fastai's `DataLoader` over a `TitleDataset`: batches of titles of about the same length, gathered on the device"
     first_batch = 0  # where the next pass begins; a fit that resumes sets it once
@@ -81,12 +81,14 @@ class TitleDL(DataLoader):
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
         self.backwards = backwards
-        self.sampler = SortishSampler(dataset.titles.lengths, self.bs, window, seed, world_size=max(1, num_distrib()))
+        self.sampler = SortishSampler(dataset.titles.lengths, self.bs, window, seed, drop_last=self.drop_last)
+
+    def __len__(self) -> int: return len(self.sampler)
 
     def get_idxs(self) -> np.ndarray:
         "Return the order of the next pass over the titles"
-        if self.shuffle: return self.sampler.next_order()
-        return interleave(sorted_order(self.sampler.lengths), self.sampler.world_size, even=False)
+        if not self.shuffle: return sorted_order(self.sampler.lengths)
+        return np.split(self.sampler.next_order(), self.sampler.world_size)[self.sampler.rank]
 
     def batch(self,
         idxs: np.ndarray, # positions of titles in the dataset
@@ -181,6 +183,17 @@ def show_results(self: TitleDL,
     df = pd.DataFrame(self.decode_batch((*b, out), max_n), columns=columns)
     if probs is not None: df['probability'] = [round(float(p), 3) for p in probs[:max_n].max(1)[0]]
     return show_table(df, show)
+
+# %% ../../nbs/train/10_loaders.ipynb #20a457b5
+@patch
+def share(self: TitleDL,
+    rank: int, # number of the process
+    world_size: int, # number of processes, all with the same titles, batch size and seed
+) -> TitleDL:
+    "Return a loader of the titles that one of several processes trains on"
+    dl = self.new()
+    dl.sampler.rank, dl.sampler.world_size = rank, world_size
+    return dl
 
 # %% ../../nbs/train/10_loaders.ipynb #a6ae04d1
 class TitleDataLoaders(DataLoaders):
