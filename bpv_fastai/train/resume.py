@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StartsAnywhere', 'FitState', 'answering_signals', 'Checkpoints']
 
-# %% ../../nbs/train/40_resume.ipynb #415e37c3
+# %% ../../nbs/train/40_resume.ipynb #ea9817bc
 import copy, inspect, signal, threading, time, warnings, zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,7 +18,7 @@ from fastai.basics import (Callback, CancelEpochException, CancelValidException,
 from fastai.callback.all import CSVLogger, LRFinder
 from msgspec import MsgspecError, msgpack
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from ..data.errors import Remedy, ResumeError, TitleWarning
 from ..data.files import locked, whole_file
 from ..data.sampler import SortishSampler
@@ -147,7 +147,7 @@ def _metrics_of_training(learn: Learner) -> list:
     "List the metrics that are in the middle of an epoch"
     return [learn.recorder.smooth_loss, *(learn.metrics if learn.recorder.train_metrics else ())]
 
-# %% ../../nbs/train/40_resume.ipynb #f8978a1c
+# %% ../../nbs/train/40_resume.ipynb #ae88515f
 @patch
 def write(self: FitState,
     path: Path, # the file
@@ -163,7 +163,7 @@ def write(self: FitState,
             if isinstance(value, kind): return plain(value)
         raise ResumeError(f'training depends on a {type(value).__name__}, which a checkpoint cannot hold')
     tensors['state'] = torch.frombuffer(bytearray(msgpack.encode(self, enc_hook=pack)), dtype=torch.uint8)
-    with whole_file(path) as beside: beside.write_bytes(save(tensors))
+    with whole_file(path, SafetensorError) as beside: save_file(tensors, beside)
 
 # %% ../../nbs/train/40_resume.ipynb #22ba0195
 @patch(cls_method=True)
@@ -216,7 +216,7 @@ def answering_signals(
     finally:
         for s, handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../../nbs/train/40_resume.ipynb #242bb181
+# %% ../../nbs/train/40_resume.ipynb #e8743270
 class Checkpoints(Callback):
     "Write checkpoints of a fit and continue a killed one from its last checkpoint; needs a `TitleLearner`"
     order = 100
@@ -236,6 +236,9 @@ class Checkpoints(Callback):
     def attending_fit(self):
         "Continue the fit of the block from the file that a killed run has left, and write checkpoints of it"
         if not isinstance(self.dls.train, TitleDL): raise ResumeError('checkpoints need TitleDataLoaders')
+        if hasattr(self.learn, 'distributed_titles'):
+            raise ResumeError('a checkpoint holds the state of one process, and several train this network: fit it '
+                              'without resume=True')
         self.file = Path(self.path or self.learn.path/self.model_dir/f'fit{self.n_finished_fits}.checkpoint')
         self.identity, self.begun = _identity(self.learn), time.monotonic()
         self.saved, self.state = self.begun, None
