@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['members_of', 'Ensemble', 'member_learner', 'snapshots']
 
-# %% ../nbs/30_ensemble.ipynb #615d2825
-import copy
+# %% ../nbs/30_ensemble.ipynb #36e0b1ac
+import copy, warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,9 +18,9 @@ from fastai.torch_core import set_seed
 from fastcore.basics import patch
 from matplotlib.axes import Axes
 
+from .data.errors import Remedy, TitleWarning
 from .learner import TitleLearner, bpv_learner, ngram_learner
-from .models.average import TitleEnsemble, fit_shares
-from .models.inference import map_log_probs
+from .models.average import TitleEnsemble
 from .models.ngrams import NgramBag, ngram_sizes
 from .train.callbacks import F1Calibration, WeightedF1, WeightedPrecision, WeightedRecall
 from .train.loaders import TitleDataLoaders
@@ -51,7 +51,7 @@ def _curves(learn: Learner) -> list:
     "Return the report of each member's training, None for one that was trained elsewhere"
     return learn.curves if isinstance(learn, Ensemble) else [None] * len(members_of(learn))
 
-# %% ../nbs/30_ensemble.ipynb #cb567007
+# %% ../nbs/30_ensemble.ipynb #55c90de6
 class Ensemble(TitleLearner):
     "Average trained networks, forward and backward, as one learner (paper, section 4.4)"
     def __init__(self,
@@ -69,8 +69,7 @@ class Ensemble(TitleLearner):
         members = [member for learn in learns for member in members_of(learn)]
         super().__init__(dls, TitleEnsemble(*zip(*members), average), path=learns[0].path,
                          metrics=[accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()],
-                         cbs=F1Calibration(verbose=False))
-        self.weigh = weigh
+                         cbs=F1Calibration(verbose=False, weigh=weigh))
         with nullcontext() if progress else self.quiet(): self._set_members(members, sum(map(_curves, learns), []))
 
     @property
@@ -83,20 +82,8 @@ class Ensemble(TitleLearner):
         "Take other members, fit their shares and calibrate"
         net = TitleEnsemble(*zip(*members), self.model.average)
         self.model, self.curves = net.to(self.dls.device).eval(), curves
-        if len(self.dls.valid_ds) >= 20:
-            if self.weigh and len(members) > 1: self._fit_shares()
-            self.f1_calibration.calibrate()
+        if self.f1_calibration.has_titles(): self.f1_calibration.calibrate()
         return self
-
-    def _fit_shares(self):
-        "Fit the shares to a sample of validation titles; some thousand are enough for one number a member"
-        dl, ds = self.dls.valid, self.dls.valid_ds
-        n = min(10_000, max(1_000, 20_000_000 // len(self.dls.vocab)))
-        sample = np.random.default_rng(0).permutation(len(ds))[:n]
-        batches = [dl.batch(rows)[:1] for rows in np.array_split(sample, -(-len(sample) // dl.bs))]
-        log_probs = [torch.cat(list(map_log_probs(TitleEnsemble([net], [backwards]), batches, lambda lp: lp)))
-                     for net, backwards in members_of(self)]
-        self.model.shares = fit_shares(log_probs, torch.as_tensor(ds.targets[sample], device=self.dls.device))
 
     def fit(self, *args, **kwargs):
         "Raise `TypeError`: members are trained one by one"
@@ -117,7 +104,7 @@ def member_learner(
     if spec.bf16: learn.to_bf16()
     return learn.remove_cb(learn.f1_calibration)
 
-# %% ../nbs/30_ensemble.ipynb #135f4880
+# %% ../nbs/30_ensemble.ipynb #4d848d64
 @patch(cls_method=True)
 def train(cls: Ensemble,
     dls: TitleDataLoaders, # titles and categories
@@ -140,7 +127,8 @@ def train(cls: Ensemble,
 ) -> Ensemble: # with `reports`, a row for each member
     """Train members and average them.
 
-    Raises `ResumeError` if `resume` finds members of another training, `TrainingDiverged` at too high a rate."""
+    A member that diverges is trained anew at half the rate, and a `TitleWarning` says so. Raises `ResumeError` if
+    `resume` finds members of another training, `TrainingDiverged` if a member diverges at a low rate, too."""
     for name, value, *allowed in (('schedule', schedule, 'linear', 'cosine'), ('average', average, 'prob', 'log_prob')):
         if value not in allowed: raise ValueError(f'{name} is {value!r}; it can be {allowed[0]!r} or {allowed[1]!r}')
     if directions is None: directions = [False, True] * n_pairs
@@ -157,6 +145,13 @@ def train(cls: Ensemble,
     with members_folder(dls.path, specs, resume, keep) as folder:
         train_members(dls, specs, member_learner, folder, n_jobs or members_at_once(dls.device, len(specs)), progress)
         trained = [load_member(dls, spec, member_learner, folder, i) for i, spec in enumerate(specs)]
+        for i, (spec, (learn, report)) in enumerate(zip(specs, trained)):
+            lr, first = report.scores['lr_max'], spec.lr_max or learn.lr
+            if lr == first: continue
+            problem = (f'member {i} ({_direction(*members_of(learn)[0])}) diverged at a peak rate of {first:g} and was '
+                       f'trained anew at {lr:g}')
+            remedy = Remedy('The next training is shorter with {lr_max}', lr_max=lr)
+            warnings.warn(TitleWarning(problem, remedy=remedy), stacklevel=2)
         ensemble = cls([learn for learn, _ in trained], average, dls, progress, ngrams and average == 'log_prob')
     ensemble.curves = [replace(report, scores=dict(seed=spec.seed) | report.scores)
                        for spec, (_, report) in zip(specs, trained)]

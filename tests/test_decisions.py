@@ -308,3 +308,45 @@ def test_the_table_of_labels():
     assert best.accepted.equals(best.confidence >= .5)
     for rule in ('f1', 'lucky'):
         with pytest.raises(ValueError): label_table(range(len(top)), top, Decider(), vocab, rule=rule)
+
+
+def overconfident_answers(rng, n):
+    "Probabilities of which 70% are nearly sure, to the power 4, and labels drawn from what they were before"
+    exact = rng.dirichlet(np.full(30, .1), n)
+    best = np.eye(30)[exact.argmax(1)]
+    sure = (1 - .003 * rng.exponential(1, (n, 1))) * best
+    exact = np.where(rng.random((n, 1)) < .7, sure, exact)
+    others = rng.dirichlet(np.full(30, .2), n) * (1 - best)
+    exact += others / others.sum(1, keepdims=True) * (1 - exact.sum(1, keepdims=True)).clip(0)
+    targs = (exact.cumsum(1) > rng.random((n, 1))).argmax(1)
+    return (exact**4 / (exact**4).sum(1, keepdims=True)).astype(np.float32), targs
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_what_is_accepted_of_an_overconfident_network_is_as_promised(seed):
+    "As many of the fresh titles are accepted as of those of the fit, and 98% of them are right"
+    rng = np.random.default_rng(seed)
+    probs, targs = overconfident_answers(rng, 1_000)
+    decider = Decider.fit([(as_top_probs(probs[half]), targs[half]) for half in (slice(500), slice(500, None))])
+    fresh, fresh_targs = overconfident_answers(rng, 40_000)
+    assert calibration_error(fresh.max(1), fresh.argmax(1) == fresh_targs) > .05  # overconfident indeed
+    for rule in Decider.rules:
+        promised = decider.decide(probs, rule)[2].mean()
+        preds, confidence, accepted = decider.decide(fresh, rule)
+        assert promised > .6 and abs(accepted.mean() - promised) < .06
+        assert (preds == fresh_targs)[accepted].mean() >= .98
+
+
+def test_scores_and_weights_come_back_from_json():
+    rng = np.random.default_rng(0)
+    probs, targs = overconfident_answers(rng, 200)
+    decider = Decider.fit([(as_top_probs(probs[half]), targs[half]) for half in (slice(100), slice(100, None))])
+    decider.weights = 2**32 - 1
+    saved = json.loads(json.dumps(decider.to_dict()))
+    same = Decider.from_dict(saved, 30)
+    pd.testing.assert_frame_equal(same.table, decider.table)
+    assert same.weights == decider.weights and same.to_dict() == saved
+    for name in ('table', 'weights'): saved.pop(name)  # as before these were kept
+    assert Decider.from_dict(saved, 30).table is None
+    for wrong in (dict(table=[{}]), dict(table='x'), dict(weights='x')):
+        with pytest.raises(ValueError): Decider.from_dict(saved | wrong, 30)

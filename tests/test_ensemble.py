@@ -1,6 +1,7 @@
 "Several networks as one: averages, saved pairs, interrupted and killed trainings, what is refused."
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 import bpv_fastai.ensemble as module
 from bpv_fastai.categorizer import Categorizer
-from bpv_fastai.data.errors import CategorizerError, ResumeError, TrainingDiverged
+from bpv_fastai.data.errors import CategorizerError, ResumeError, TitleWarning, TrainingDiverged
 from bpv_fastai.data.files import remove_folder
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.data.titles import CharVocab, encode_titles
@@ -29,8 +31,9 @@ from bpv_fastai.models.average import TitleEnsemble, fit_shares
 from bpv_fastai.models.inference import gather_titles
 from bpv_fastai.models.network import TitleClassifier
 from bpv_fastai.models.ngrams import NgramBag, letter_ids, ngram_rows
-from bpv_fastai.train import members
+from bpv_fastai.train import callbacks, members
 from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.resume import FitState
 from bpv_fastai.use.format import description_checksum
 
 
@@ -153,7 +156,8 @@ class Script:
     def __init__(self, folder, epochs=200):
         self.mark, self.members = uuid.uuid4().hex, folder/'models'/'ensemble'
         (folder/'script.py').write_text(SCRIPT.format(epochs=epochs, n_titles=600))
-        listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+        def listen():  # who starts the tests may ignore signals, as a shell in the background and nohup do
+            for number in (signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_DFL)
         self.process = subprocess.Popen(
             [sys.executable, 'script.py'], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | dict(PYTHONPATH=ROOT, BPV_TEST=self.mark), start_new_session=True, preexec_fn=listen)
@@ -205,7 +209,7 @@ def test_a_killed_parent_leaves_checkpoints_and_no_processes(tmp_path):
     script.process.wait()
     script.wait_until_gone()
     names = sorted(p.name for p in script.members.iterdir())
-    assert script.checkpoints() == ['0.checkpoint', '1.checkpoint'] and not [n for n in names if n.startswith('.')], names
+    assert script.checkpoints() == ['0.0.checkpoint', '1.0.checkpoint'] and not [n for n in names if n.startswith('.')], names
 
 
 @needs_proc
@@ -221,19 +225,51 @@ def test_a_parent_killed_before_its_members_train_leaves_no_processes(tmp_path, 
 
 
 @needs_proc
-@pytest.mark.parametrize('to', ['group', 'parent'])
-def test_ctrl_c_leaves_checkpoints(tmp_path, to):
+@pytest.mark.parametrize('to, names', [('group', 'SIGINT'), ('group', 'SIGHUP SIGCONT SIGHUP SIGTERM'), ('parent', 'SIGTERM')])
+def test_signals_leave_checkpoints(tmp_path, to, names):
+    "Ctrl-C, the end of a cluster's lease, a terminal that closes, a notebook's server"
     script = Script(tmp_path)
     script.wait_for_checkpoints()
     before = {p: p.stat().st_mtime_ns for p in script.members.glob('*.checkpoint')}
-    if to == 'group': os.killpg(script.process.pid, signal.SIGINT)
-    else: script.process.send_signal(signal.SIGINT)
+    for name in names.split():
+        number = getattr(signal, name)
+        if to == 'group': os.killpg(script.process.pid, number)
+        else: script.process.send_signal(number)
     out, err = script.process.communicate(timeout=60)
     assert script.process.returncode == -signal.SIGINT and out.split() == ['begins']
     assert err.count('Traceback') == 1 and err.rstrip().endswith('KeyboardInterrupt')  # the parent's alone
-    assert script.checkpoints() == ['0.checkpoint', '1.checkpoint']
+    assert script.checkpoints() == ['0.0.checkpoint', '1.0.checkpoint']
     assert all(p.stat().st_mtime_ns > written for p, written in before.items())
     script.wait_until_gone()
+
+
+@needs_proc
+def test_a_killed_member_is_named_and_the_others_leave_checkpoints(tmp_path):
+    script = Script(tmp_path)
+    script.wait_for_checkpoints()
+    before = {p: p.stat().st_mtime_ns for p in script.members.glob('*.checkpoint')}
+    workers = [pid for pid in script.running() if b'popen_loky' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    out, err = script.process.communicate(timeout=60)
+    assert script.process.returncode == 1 and out.split() == ['begins']
+    last = err.rstrip().splitlines()[-1]
+    assert re.search(r'the process of member [01] \((forward|backward)\) was killed', last) and 'resume=True' in last
+    newer = [p.name for p, written in before.items() if p.stat().st_mtime_ns > written]
+    assert script.checkpoints() == ['0.0.checkpoint', '1.0.checkpoint'] and newer
+    script.wait_until_gone()
+
+
+def test_a_member_in_validation_notices_that_it_should_stop(dls, tmp_path):
+    spec = members.MemberSpec.for_loaders(dls, dict(nh=8), epochs=2, lr_max=1.)
+    calls = []
+    def report(n):
+        calls.append(n)
+        if calls.count(len(dls.train)) == 2: raise OSError('the receiver has closed')
+    with pytest.raises(KeyboardInterrupt, match='continues from'):
+        members.train_member(dls, spec, module.member_learner, tmp_path, 0, report)
+    checkpoint, = tmp_path.glob('*.checkpoint')
+    assert FitState.read(checkpoint).train_iter == len(dls.train) == max(calls)
 
 
 @needs_proc
@@ -444,8 +480,21 @@ def test_all_titles_for_training_and_none_for_validation(tmp_path):
 
 
 def test_a_bag_that_diverges_tries_half_the_rate(dls, monkeypatch):
-    monkeypatch.setattr(module, 'ngram_learner', lambda *args, **kwargs: ngram_learner(*args, lr=1e6, **kwargs))
-    assert train(dls, directions=[], ngrams=True).reports['weighted_f1'][0] > .3
+    monkeypatch.setattr(module, 'ngram_learner', lambda *args, **kwargs: ngram_learner(*args, lr=100., **kwargs))
+    with pytest.warns(TitleWarning, match='peak rate of 100 and was trained anew'):
+        made = train(dls, directions=[], ngrams=True)
+    assert made.reports['weighted_f1'][0] > .3 and made.reports['lr_max'][0] in [100 / 2**n for n in range(1, 7)]
+
+
+@pytest.mark.parametrize('n_jobs', [1, 2])
+def test_a_network_that_diverges_is_trained_at_half_the_rate(dls, n_jobs):
+    with pytest.warns(TitleWarning, match='lr_max=') as warned: made = train(dls, lr_max=512., epochs=2, n_jobs=n_jobs)
+    assert len(warned) == 2 and (made.reports['lr_max'] < 512).all()
+    for rate, net in zip(made.reports['lr_max'], made.model.members):
+        assert all(p.isfinite().all() for p in net.parameters())
+    again = train(dls, lr_max=made.reports['lr_max'][0], epochs=2)  # from its own seed: the same as if begun so low
+    same = [torch.equal(a, b) for a, b in zip(made.model.members[0].parameters(), again.model.members[0].parameters())]
+    assert all(same)
 
 
 def test_only_the_bag(dls):
@@ -469,7 +518,7 @@ def test_shares_against_a_grid(n_members, n_categories, seed):
     one_hot = torch.nn.functional.one_hot(targs, n_categories)
     log_probs = [(k * one_hot + torch.randn(400, n_categories, generator=gen)).log_softmax(-1)
                  for k in range(n_members)]
-    shares = fit_shares(log_probs, targs)
+    shares = fit_shares(log_probs, targs, pull=0.)
     assert abs(sum(shares) - 1) < 1e-6 and min(shares) >= 0
     def loss(weights): return torch.nn.functional.cross_entropy(sum(w * lp for w, lp in zip(weights, log_probs)), targs).item()
     best = min(loss([scale * s for s in shares]) for scale in np.linspace(.2, 20, 400))
@@ -487,3 +536,80 @@ def test_views_of_a_bag_do_not_repeat_themselves():
         return bag(torch.tensor(t[0].astype('int64'))[None])
     assert torch.allclose(logits('abc abc'), logits('abc abc abc'), atol=1e-6)
     assert not torch.allclose(logits('abc'), logits('abd'), atol=1e-3)
+
+
+def test_bfloat16_reaches_the_members(dls):
+    pair = Ensemble([bpv_learner(dls, nh=8, backwards=b) for b in (False, True)], progress=False)
+    titles = [dls.valid_ds[i][0] for i in range(50)]
+    before, calibrator = pair.decide(titles).confidence, pair.decider.calibrator
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # a processor that only emulates it
+        assert pair.to_bf16() is pair
+    assert [m.autocast for m in pair.model.members] == [torch.bfloat16] * 2
+    after = pair.decide(titles).confidence
+    assert 0 < (after - before).abs().max() < .1 and pair.decider.calibrator is calibrator
+    assert pair.to_fp32() is pair and [m.autocast for m in pair.model.members] == [None] * 2
+    assert pair.decide(titles).confidence.equals(before)
+
+
+def test_decisions_follow_the_members(dls):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*were fitted for other weights')
+        three = train(dls, ngrams=True)
+        for change in (lambda: three.drop(0), lambda: three.add(bpv_learner(dls, nh=8))):
+            before = three.decider.to_dict()
+            with three.no_bar(): change()
+            assert three.decider.is_fitted and three.decider.to_dict() != before
+        shares = three.model.shares
+        three.model.shares = [.5, .25, .25]
+        with pytest.warns(TitleWarning, match='fitted for other weights'): assert not three.decider.is_fitted
+        with three.no_bar(): three.f1_calibration.calibrate()
+        assert three.decider.is_fitted and three.model.shares == shares
+
+
+def test_too_few_different_validation_titles_neither_weigh_nor_calibrate(dls):
+    df = synthetic_catalog(300, 3).assign(valid=False)
+    df = pd.concat([df, df[:1].loc[[0] * 30].assign(valid=True)], ignore_index=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the title is on both sides
+        copies = TitleDataLoaders.from_df(df, valid_col='valid', verbose=False)
+    made = Ensemble([ngram_learner(copies), ngram_learner(copies)], weigh=True, progress=False)
+    assert made.model.shares is None and not made.decider.is_fitted
+
+
+def test_shares_are_not_judged_on_the_titles_that_they_were_fitted_to(dls, monkeypatch):
+    "Each half of the table is decided with shares from the other half; decisions are fitted with those of all titles"
+    calls, seen, given = [], [], ([.8, .2], [1., 0.], [0., 1.])
+    def fit_shares(log_probs, targs):
+        calls.append(targs.numpy())
+        return given[len(calls) - 1]
+    fit = callbacks.Decider.fit
+    def note(halves, precision, k, folds):
+        seen.extend((halves, folds))
+        return fit(halves, precision, k, folds)
+    monkeypatch.setattr(callbacks, 'fit_shares', fit_shares)
+    monkeypatch.setattr(callbacks.Decider, 'fit', note)
+    made = Ensemble([bpv_learner(dls, nh=8), bpv_learner(dls, nh=12)], progress=False, weigh=True)
+    (first, second), ((fit_1, judged_2), (fit_2, judged_1)) = seen
+    everything = [np.concatenate([first[1], second[1]]), first[1], second[1]]
+    assert all(sorted(a) == sorted(b) for a, b in zip(calls, everything)) and made.model.shares == given[0]
+    for (_, targs), half in zip((fit_1, judged_2, fit_2, judged_1), (first, second, second, first)):
+        assert np.array_equal(targs, half[1])
+    for shares, parts in zip(given, ((first, second), (fit_1, judged_2), (fit_2, judged_1))):
+        made.model.shares = shares
+        with made.no_bar(): probs = made.get_preds()[0].numpy()
+        best = np.concatenate([top.values.max(1) for top, _ in parts])
+        assert np.allclose(np.sort(best), np.sort(probs.max(1)), atol=1e-6)
+
+
+def test_few_titles_pull_shares_together():
+    gen, rows = torch.Generator().manual_seed(0), []
+    def members(n):
+        targs = torch.randint(0, 20, (n,), generator=gen)
+        return [(2. * torch.nn.functional.one_hot(targs, 20) + torch.randn(n, 20, generator=gen)).log_softmax(-1)
+                for _ in range(3)], targs
+    for n in (20, 2_000):
+        log_probs, targs = members(n)
+        rows.append([max(fit_shares(log_probs, targs, pull)) for pull in (0., 3., 1e6)])
+    few, many = np.array(rows) - 1 / 3
+    assert few[0] > .1 and few[1] < .7 * few[0] and abs(many[1] - many[0]) < .01 and abs(few[2]) < 1e-3

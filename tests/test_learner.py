@@ -11,7 +11,8 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
 from fastai.torch_core import set_seed
 
-from bpv_fastai.data.errors import CatalogError, TrainingDiverged
+from bpv_fastai.categorizer import Categorizer
+from bpv_fastai.data.errors import CatalogError, TitleWarning, TrainingDiverged
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.decide.decider import Decider
 from bpv_fastai.decide.metrics import CategoryCounts
@@ -31,7 +32,7 @@ def train(df, **kwargs):
 
 
 unusual_titles = {
-    'one character': lambda i: 'x',
+    'one character': lambda i: chr(97 + i % 26),
     'digits': str,
     'emoji': lambda i: '😀' * (i % 5 + 1),
     'right to left': lambda i: 'زيت زيتون ' + str(i),
@@ -46,6 +47,41 @@ def test_unusual_titles_train(make):
     assert np.isfinite(learn.final_record[:2]).all()
     category, _, probs = learn.predict(make(3))
     assert category in learn.dls.vocab and probs.isfinite().all()
+
+
+class FirstTitles(Callback):
+    "Keeps the first titles of each epoch"
+    run_valid = False
+    def __init__(self): self.epochs = []
+    def before_batch(self):
+        if self.iter == 0: self.epochs.append(self.dls.train.decode_batch((self.xb[0],), 5))
+
+
+def test_learners_with_one_seed_train_alike_on_the_same_loaders():
+    dls = TitleDataLoaders.from_df(synthetic_catalog(300, 4), bs=32, verbose=False)
+    def trained():
+        set_seed(3)
+        learn = bpv_learner(dls, nh=8)
+        with learn.quiet(): learn.fit(2, .5)
+        return learn
+    first, with_one = trained(), [p.clone() for p in trained().model.parameters()]
+    with first.quiet(): first.get_preds(dl=dls.train)
+    next(iter(dls.train))
+    assert all(torch.equal(a, b) for a, b in zip(with_one, trained().model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(with_one, first.model.parameters()))
+
+
+def test_each_epoch_of_a_learner_has_an_order_of_its_own_and_a_search_uses_none():
+    dls = TitleDataLoaders.from_df(synthetic_catalog(300, 4), bs=32, verbose=False)
+    def orders(search):
+        learn, seen = bpv_learner(dls, nh=8), FirstTitles()
+        with learn.quiet():
+            if search: learn.lr_sweep(show_plot=False)
+            learn.fit(2, .1, cbs=seen)
+            learn.fit(1, .1, cbs=seen)
+        return seen.epochs
+    plain = orders(False)
+    assert len({str(titles) for titles in plain}) == 3 and orders(True) == plain
 
 
 def test_a_huge_title_is_cut_with_one_warning():
@@ -224,3 +260,99 @@ def test_the_most_probable_category_is_shown_with_top_k_of_one():
     with learn.quiet(): learn.fit(1, .1)
     columns = [list(learn.decide(['olive oil'], top_k=k).columns[4:]) for k in (0, 1)]
     assert columns == [[], ['category_1', 'probability_1']]
+
+
+def decisions(learn):
+    "The learner's decisions as numbers, or None, and whether it warned"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        decider = learn.decider
+    said = [str(w.message) for w in caught if isinstance(w.message, TitleWarning)]
+    assert all('fitted for other weights' in s and 'learn.f1_calibration.calibrate()' in s for s in said)
+    return decider.to_dict() if decider.is_fitted else None, bool(said)
+
+
+class Interrupt(Callback):
+    order = 55
+    def after_batch(self):
+        if self.training and self.iter == 2: raise KeyboardInterrupt
+
+
+def interrupted(learn):
+    with pytest.raises(KeyboardInterrupt), learn.quiet(): learn.fit(1, .1, cbs=Interrupt())
+
+
+def diverged(learn):
+    with pytest.raises(TrainingDiverged), learn.quiet(): learn.fit(1, 1e5)
+
+
+def by_hand(learn): learn.model.load_state_dict({name: w + .01 for name, w in learn.model.state_dict().items()})
+
+
+def without_validation(learn):
+    learn.dls = TitleDataLoaders.from_dsets(learn.dls.train_ds, learn.dls.valid_ds.new_empty(), bs=32)
+    with learn.quiet(): learn.fit(1, .1)
+
+
+@pytest.mark.parametrize('change', [interrupted, diverged, by_hand, without_validation])
+def test_decisions_of_other_weights_are_not_used(change):
+    learn = train(synthetic_catalog(400, 4))
+    weights = {name: w.clone() for name, w in learn.model.state_dict().items()}
+    before = decisions(learn)
+    assert before[0] is not None and before[1] is False
+    change(learn)
+    assert decisions(learn) == (None, True)
+    with pytest.warns(TitleWarning), pytest.raises(ValueError, match='nothing is calibrated'): learn.decide(['a title'])
+    with pytest.warns(TitleWarning): assert not learn.decide(['a title'], rule='best').accepted.any()
+    if change is not diverged:
+        with pytest.warns(TitleWarning): cat = Categorizer.from_learner(learn)
+        assert not cat.decider.is_fitted and cat.report['scores'] == {}
+    learn.model.load_state_dict(weights)
+    assert decisions(learn) == before
+
+
+def test_decisions_are_saved_and_loaded_with_weights(tmp_path):
+    learn = train(synthetic_catalog(400, 4), path=tmp_path)
+    new, one = [t for t, _ in learn.dls.valid_ds], decisions(learn)
+    decided = learn.decide(new)
+    learn.save('one')
+    with learn.quiet(): learn.fit(1, .5)
+    two = decisions(learn)
+    learn.save('two')
+    assert None not in (one[0], two[0]) and one != two
+    assert decisions(learn.load('one')) == one and learn.decide(new).equals(decided)
+    assert decisions(bpv_learner(learn.dls, nh=8).load('two')) == two
+    table = learn.load('one').f1_calibration.table
+    assert table.shape == (8, 3) and table.index.names == ['decision', 'probabilities']
+    by_hand(learn)
+    learn.save('one')  # the file of decisions, which were for other weights, goes
+    assert sorted(p.name for p in (tmp_path/'models').iterdir()) == ['one.pth', 'two.decisions.json', 'two.pth']
+    assert decisions(learn.load('two')) == two
+    (tmp_path/'models'/'one.pth').replace(tmp_path/'models'/'two.pth')
+    assert decisions(learn.load('two')) == (None, True)
+    with (tmp_path/'open').open('wb') as f: learn.save(f)
+    with (tmp_path/'open').open('rb') as f: assert decisions(learn.load(f)) == (None, True)
+
+
+def test_decisions_stay_where_weights_come_back(tmp_path):
+    learn = train(synthetic_catalog(400, 4), path=tmp_path)
+    before = decisions(learn)
+    with learn.quiet():
+        learn.lr_find(show_plot=False)
+        learn.lr_sweep(show_plot=False)
+        learn.validate()
+    assert before[0] is not None and decisions(learn) == before
+    assert decisions(learn.to_fp32()) == before
+    with learn.quiet(): learn.fit(2, 1., cbs=SaveModelCallback(monitor='weighted_f1'))
+    best = decisions(learn)  # of the best epoch
+    assert best[1] is False and best[0] is not None and best != before and decisions(learn.load('model')) == best
+
+
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_decisions_are_exported_with_weights(tmp_path):
+    learn = train(synthetic_catalog(400, 4), path=tmp_path)
+    learn.export()
+    assert decisions(load_learner(tmp_path/'export.pkl')) == decisions(learn)
+    by_hand(learn)
+    learn.export()
+    assert decisions(load_learner(tmp_path/'export.pkl')) == (None, True)

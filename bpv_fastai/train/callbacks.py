@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WeightedPrecision', 'WeightedRecall', 'WeightedF1', 'return_memory', 'ReturnMemory', 'StopAtDivergence',
-           'has_diverged', 'best_preds', 'F1Calibration']
+           'has_diverged', 'best_preds', 'current_decider', 'F1Calibration']
 
-# %% ../../nbs/train/30_callbacks.ipynb #02a2ab47
-import ctypes
+# %% ../../nbs/train/30_callbacks.ipynb #38a1e2ac
+import copy, ctypes, warnings
 from contextlib import suppress
 
 import numpy as np, pandas as pd, torch
@@ -15,12 +15,14 @@ from fastai.basics import Callback, CancelFitException, Learner, Metric, noop
 from fastai.callback.all import AMPMode, LRFinder
 from fastprogress.fastprogress import progress_bar
 
-from ..data.errors import Remedy, TrainingDiverged
+from ..data.catalog import title_keys
+from ..data.errors import Remedy, TitleWarning, TrainingDiverged
 from ..data.sampler import cut_batches
 from ..decide.decider import Decider
 from ..decide.metrics import CategoryCounts
 from ..decide.probabilities import TopProbsGatherer
-from ..models.inference import map_outputs
+from ..models.average import TitleEnsemble, fit_shares, weights_checksum
+from ..models.inference import map_log_probs, map_outputs
 from .loaders import TitleDL
 
 # %% ../../nbs/train/30_callbacks.ipynb #0e871e61
@@ -62,7 +64,7 @@ class ReturnMemory(Callback):
     def after_batch(self):
         if self.iter % self.every == self.every - 1: return_memory()
 
-# %% ../../nbs/train/30_callbacks.ipynb #24703f20
+# %% ../../nbs/train/30_callbacks.ipynb #bab364ef
 class StopAtDivergence(Callback):
     "Stop training when the loss is not finite or 100 times the first; `TitleLearner.fit` then raises `error`"
     order, run_valid = 70, False
@@ -80,7 +82,7 @@ class StopAtDivergence(Callback):
     def after_batch(self):
         self.worst = torch.maximum(self.worst, self.loss.detach())  # NaN stays NaN
         if self.iter % self.every and self.iter < self.n_iter - 1: return
-        worst = self.worst.item()
+        worst = self.learn.to_detach(self.worst[None]).max().item()  # of all processes: they stop together
         if self.limit is None: self.limit = self.factor * max(1., worst)
         if worst <= self.limit < float('inf'): return
         self.error = TrainingDiverged(
@@ -124,7 +126,21 @@ def best_preds(
     columns = (np.concatenate(column)[input_order] for column in zip(*parts))
     return dict(zip(('preds', 'probs', 'targs', 'losses'), columns))
 
-# %% ../../nbs/train/30_callbacks.ipynb #543c1bbb
+# %% ../../nbs/train/30_callbacks.ipynb #f6c2741a
+def current_decider(
+    learn: Learner, # that `F1Calibration` has calibrated, or not
+) -> Decider: # unfitted, with a warning, if the learner has other weights by now
+    "Return the decider that was fitted for the present weights of a learner"
+    decider = getattr(learn, 'fitted_decider', Decider())
+    present = None if decider.weights is None else weights_checksum(learn.model)
+    if decider.weights == present: return decider
+    # Python shows a warning once for each text
+    warnings.warn(TitleWarning("the learner's decisions are not used, because they were fitted for other weights: "
+                               f'{decider.weights:08x}, now {present:08x}',
+                               remedy='Fit decisions for these weights with learn.f1_calibration.calibrate()'),
+                  stacklevel=3)
+    return Decider()
+
 class F1Calibration(Callback):
     "Fit a `Decider` on the validation titles at the end of a fit, and print what each way of deciding yields"
     order = 80
@@ -133,31 +149,60 @@ class F1Calibration(Callback):
         precision: float = .98, # titles are accepted from the confidence on at which this share is right
         seed: int = 0, # of the halves
         verbose: bool = True, # print the table
+        weigh: bool = False, # fit the shares of a `TitleEnsemble`, too
     ):
-        self.k, self.precision, self.seed, self.verbose = max(20, k), precision, seed, verbose
+        self.k, self.precision, self.seed, self.verbose, self.weigh = max(20, k), precision, seed, verbose, weigh
         self.trained = False
 
     @property
-    def decider(self) -> Decider: return getattr(self.learn, 'decider', Decider())  # of the learner's weights
+    def decider(self) -> Decider: return current_decider(self.learn)
     @property
     def table(self) -> pd.DataFrame | None: return self.decider.table  # precision, recall and F1 by way of deciding
     def before_fit(self): self.trained = False  # also before a validation, as fastai calls it
     def after_train(self): self.trained = not any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
     def after_fit(self):
-        if self.trained and len(self.dls.valid.dataset) >= 20 and not has_diverged(self.learn): self.calibrate()
+        if self.trained and not has_diverged(self.learn) and self.has_titles(): self.calibrate()
+
+    def has_titles(self) -> bool:
+        "Tell whether there are enough different validation titles, 20 at least"
+        return len(set(title_keys(self.learn.dls.valid.dataset.titles.decode()))) >= 20
 
     def calibrate(self,
         dl: TitleDL | None = None, # labelled titles that the network was not trained on; the validation titles if None
     ):
         "Gather the probabilities of two halves of the titles, and fit the decider on them"
         dl = (self.learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
-        in_second = np.random.default_rng(self.seed).permutation(dl.n) % 2 == 1  # in the order of `dl`
-        gatherers = [TopProbsGatherer(self.k) for _ in range(2)]
-        def on_host(output, *_): return output.softmax(-1).cpu().numpy()
-        batches = map_outputs(self.learn.model, _with_bar(self.learn, dl), on_host)
-        for probs, second in zip(batches, cut_batches(in_second, dl.bs)):
-            for gatherer, half in zip(gatherers, (~second, second)): gatherer.add(probs[half])
+        titles = pd.factorize(title_keys(dl.dataset.titles.decode())[dl.get_idxs()])[0]  # copies have one number
+        in_second = (np.random.default_rng(self.seed).permutation(titles.max() + 1) % 2 == 1)[titles]  # as `dl` orders
+        net, n_models = self.learn.model, 1
+        if self.weigh and len(net.members) > 1:
+            shares = self._fit_shares(dl, in_second)
+            net.shares, n_models = shares[0], len(shares)
+            net = copy.copy(net)  # gives the averages by all three at once, (3, bs, categories)
+            net.shares = list(torch.tensor(shares, device=next(net.parameters()).device).T[..., None, None])
+        gatherers = [[TopProbsGatherer(self.k) for _ in range(2)] for _ in range(n_models)]
+        def on_host(output, *_): return output.softmax(-1).cpu().numpy().reshape(n_models, *output.shape[-2:])
+        batches = map_outputs(net, _with_bar(self.learn, dl), on_host)
+        for models, second in zip(batches, cut_batches(in_second, dl.bs)):
+            for probs, both in zip(models, gatherers):
+                for gatherer, half in zip(both, (~second, second)): gatherer.add(probs[half])
         targs = dl.dataset.targets[dl.get_idxs()]
-        halves = [(top.result(), targs[half]) for top, half in zip(gatherers, (~in_second, in_second))]
-        self.learn.decider = Decider.fit(halves, self.precision, self.k)
-        if self.verbose and self.learn.logger != noop: print(self.table.round(4).to_string())
+        halves, *refitted = [[(gatherer.result(), targs[half]) for gatherer, half in zip(both, (~in_second, in_second))]
+                             for both in gatherers]
+        folds = [refitted[0], refitted[1][::-1]] if refitted else None
+        self.learn.fitted_decider = decider = Decider.fit(halves, self.precision, self.k, folds)
+        decider.weights = weights_checksum(self.learn.model)
+        if self.verbose and self.learn.logger != noop: print(decider.table.round(4).to_string())
+
+    def _fit_shares(self, dl: TitleDL, in_second: np.ndarray) -> list:
+        "Fit shares on a sample of all titles, of the first and of the second half"
+        n = min(10_000, max(1_000, 20_000_000 // dl.dataset.c))  # some thousand are enough for one number a member
+        sample = np.sort(np.random.default_rng(0).permutation(dl.n)[:n])  # in the order of `dl`
+        idxs, net = dl.get_idxs()[sample], self.learn.model
+        batches = [dl.batch(part)[:1] for part in np.array_split(idxs, -(-len(idxs) // dl.bs))]
+        log_probs = [torch.cat(list(map_log_probs(TitleEnsemble([member], [backwards]), batches, lambda lp: lp)))
+                     for member, backwards in zip(net.members, net.backwards)]
+        targs = torch.as_tensor(dl.dataset.targets[idxs], device=log_probs[0].device)
+        second = torch.as_tensor(in_second[sample], device=targs.device)
+        return [fit_shares([lp[rows] for lp in log_probs], targs[rows])
+                for rows in (torch.ones_like(second), ~second, second)]
