@@ -39,7 +39,7 @@ def plot_schedule(
         ax.set(xlabel='iterations, %', ylabel=label)
     return axs
 
-# %% ../../nbs/train/20_schedule.ipynb #2d83e56b
+# %% ../../nbs/train/20_schedule.ipynb #37623402
 class LinearLRFinder(LRFinder):
     "fastai's `LRFinder` with a rate that rises in a straight line, at one momentum if given"
     def __init__(self,
@@ -57,15 +57,15 @@ class LinearLRFinder(LRFinder):
         super().after_batch()
         if self.stop_div and not torch.isfinite(self.smooth_loss): raise CancelFitException()
 
-# Between the rate at which the smoothed loss turns and the best peak rate
-TURN_OVER_PEAK = 4  # benchmarks/results/rate.json
+# Between the rate at which the loss turns in a sweep and the best peak rate of a cycle
+TURN_OVER_PEAK = 2  # benchmarks/results/rate.json
 
 def turn(
     lrs: Sequence[float], # rates of a sweep, rising
     losses: Sequence[float], # smoothed training losses at these rates
     num_it: int, # iterations of the sweep; not used, fastai passes it
 ) -> tuple[float, tuple]: # the rate, and the point (rate, loss) of the curve that fastai marks
-    "Suggest a quarter of the rate at which the loss is lowest, as a peak rate; for `lr_find(suggest_funcs=turn)`"
+    "Suggest half of the rate at which the loss is lowest, as a peak rate; for `lr_find(suggest_funcs=turn)`"
     lrs, losses = (np.asarray(values, dtype=float) for values in (lrs, losses))
     lr = float(lrs[np.nanargmin(losses)]) / TURN_OVER_PEAK
     return lr, (lr, float(np.interp(lr, lrs, losses)))
