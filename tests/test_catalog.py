@@ -1,5 +1,6 @@
 "Reading tables, good ones and bad ones."
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.data.catalog import catalog_report, read_catalog, split_catalog, split_groups, title_keys
 from bpv_fastai.data.errors import CatalogError
 from bpv_fastai.data.samples import synthetic_catalog
@@ -91,6 +93,16 @@ def test_bad_cells_of_a_dataframe(column, value, says):
     assert kept.index.tolist() == [10, 30]
     bad = catalog_report(kept).bad_rows
     assert bad.row.tolist() == [20] and bad.column.tolist() == [column] and catalog_report(kept).dropped == 1
+
+
+def test_names_of_several_levels_and_of_several_columns_are_refused():
+    levels = good.set_axis(pd.MultiIndex.from_tuples([('title', 'a'), ('category', 'a')]), axis=1)
+    twice = pd.concat([good, good], axis=1)
+    for df in (levels, twice):
+        with pytest.raises(CatalogError, match="several columns have a name of .*'title'.*or a name of several levels"): read(df)
+    cat = Categorizer.load(Path(__file__).parent/'data'/'categorizer_v1')
+    with pytest.raises(CatalogError, match='several levels'): cat.predict(levels)
+    assert read(levels, title_col=('title', 'a'), category_col=('category', 'a')).values.tolist() == good.values.tolist()
 
 
 def test_a_row_with_two_bad_cells_counts_once():

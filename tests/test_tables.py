@@ -9,6 +9,7 @@ import sys
 
 import pandas as pd
 import pytest
+from fuzz_tables import check_tables
 
 from bpv_fastai.data.errors import CatalogError
 from bpv_fastai.data.tables import BadCell, TableReader, as_text
@@ -84,6 +85,19 @@ def test_files_that_cannot_be_labelled(tmp_path, name, content, column, says):
 def test_positions_are_not_negative(tmp_path, columns):
     (tmp_path/'t.tsv').write_text('a\tx\nb\ty\n')
     with pytest.raises(CatalogError, match='no column -1'): list(TableReader(tmp_path/'t.tsv', columns).parts())
+
+
+def test_generated_tables_work_or_end_in_one_sentence():
+    "A sample of those of `python tests/fuzz_tables.py`"
+    seen, failures = check_tables(150, seed=0)
+    assert not failures, failures[0]
+    assert min(seen[reader] for reader in ('catalog', 'loaders', 'labels', 'bpv_train', 'bpv_predict')) >= 5
+
+
+def test_a_table_of_many_columns_names_some_of_them(tmp_path):
+    (tmp_path/'wide.csv').write_text(','.join(f'column {i}' + 'x' * 1_000 for i in range(500)) + '\n')
+    with pytest.raises(CatalogError, match="no column 'title'; it has 'column 0x+, .*…") as e: rows(tmp_path/'wide.csv')
+    assert len(str(e.value)) < 2_000
 
 
 def test_a_position_beyond_a_parquet_file(tmp_path):

@@ -99,7 +99,7 @@ def catalog_report(
     fields = df.attrs['catalog']
     return CatalogReport(**{**fields, 'bad': [BadCell(*cell) for cell in json.loads(fields['bad'])]})
 
-# %% ../../nbs/data/40_catalog.ipynb #1994089b
+# %% ../../nbs/data/40_catalog.ipynb #4439dfd1
 def select_columns(
     df: pd.DataFrame, # any table
     columns: list, # names
@@ -107,8 +107,9 @@ def select_columns(
     "Select columns. Raises `CatalogError` that names the columns `df` has, if one is missing or not unique"
     if not all(c in df.columns for c in columns): raise no_column_error(columns, df.columns, 'DataFrame')
     selected = df[columns]
-    if selected.shape[1] != len(columns):
-        raise CatalogError(f'several columns have a name of {columns}', path='DataFrame', remedy='Rename them')
+    if selected.columns.tolist() != columns:
+        raise CatalogError(f'several columns have a name of {columns}, or a name of several levels', path='DataFrame',
+                           remedy='Rename them')
     return selected
 
 # %% ../../nbs/data/40_catalog.ipynb #dcf79eec

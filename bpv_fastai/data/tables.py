@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_problem', 'as_text', 'no_column_error', 'file_kind', 'opener', 'BadCell', 'TablePart', 'TableReader']
 
-# %% ../../nbs/data/30_tables.ipynb #e7b16a25
+# %% ../../nbs/data/30_tables.ipynb #7e6aecac
 import csv, gzip, io, numbers, os, re, sys, zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np, pandas as pd, pyarrow.parquet as pq
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 
 from .errors import CatalogError, Remedy
 
@@ -69,7 +69,7 @@ def _csv_rows(
         raise CatalogError(str(e), path=path, row=row, remedy=remedy) from None
     finally: csv.field_size_limit(limit)
 
-# %% ../../nbs/data/30_tables.ipynb #1ca7b080
+# %% ../../nbs/data/30_tables.ipynb #0f2d255a
 def no_column_error(
     columns: list, # names that were requested
     names: Sequence, # names in the table
@@ -84,7 +84,8 @@ def no_column_error(
     if len(names) == 1 and ';' in str(names[0]):
         remedy = 'Are they separated by semicolons? Save the table with commas, or as TSV'
     absent = ', '.join(repr(c) for c in columns if c not in names)
-    return CatalogError(f'no column {absent}; it has {", ".join(map(repr, names))}', path=path, remedy=Remedy(remedy))
+    present = ', '.join([*(repr(name)[:60] for name in names[:20]), *(['…'] if len(names) > 20 else [])])
+    return CatalogError(f'no column {absent}; it has {present or "none"}', path=path, remedy=Remedy(remedy))
 
 # %% ../../nbs/data/30_tables.ipynb #838830ca
 _header_words = {'title', 'titles', 'product', 'product title', 'product name', 'item name', 'name', 'category',
@@ -128,7 +129,7 @@ def opener(
     "Choose the function that opens a file, by whether its name ends in .gz"
     return gzip.open if path.suffix.lower() == '.gz' else open
 
-# %% ../../nbs/data/30_tables.ipynb #cff7d3a0
+# %% ../../nbs/data/30_tables.ipynb #6f1b5198
 class BadCell(NamedTuple):
     "A cell, or a whole row, that cannot be used"
     row: int | str      # a file: line or row from 1; a DataFrame: index label
@@ -149,9 +150,11 @@ def _read_errors(path: Path | str):
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise CatalogError(f'damaged or not gzip ({e})', path=path, remedy='Fetch it again') from None
     except OSError as e:
-        remedy = 'See that it is whole, and that you may read it'
-        raise CatalogError(f'cannot be read ({e.strerror or e})', path=path, remedy=remedy) from None
-    except ValueError as e: raise CatalogError(f'not a readable table ({e})', path=path) from None
+        reason, remedy = ' '.join(str(e.strerror or e).split()), 'See that it is whole, and that you may read it'
+        raise CatalogError(f'cannot be read ({reason})', path=path, remedy=remedy) from None
+    except (ValueError, pa.ArrowException) as e:
+        reason = ' '.join(str(e).split())  # Arrow's are of several lines
+        raise CatalogError(f'not a readable table ({reason})', path=path) from None
 
 @contextmanager
 def _open_text(path: Path | str, newline: str):

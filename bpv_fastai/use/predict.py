@@ -88,10 +88,10 @@ def label_titles(
     labelled = pd.concat(tables, ignore_index=True) if tables else label([])
     return labelled if index is None else labelled.set_axis(index)
 
-# %% ../../nbs/use/20_predict.ipynb #aa40895d
+# %% ../../nbs/use/20_predict.ipynb #bfd66e72
 def _tsv_cell(value: object) -> str:
     "Write a cell so that it stays in its column and row"
-    if value is None or value != value: return ''
+    if not isinstance(value, str) and pd.api.types.is_scalar(value) and pd.isna(value): return ''
     return f'{value:.6f}' if isinstance(value, float) else re.sub('[\t\r\n]', ' ', str(value))
 
 def _as_tsv(df: pd.DataFrame, header: bool) -> bytes:
