@@ -13,6 +13,7 @@ from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 from torch.nn import functional as F
 
+from bpv_fastai.data.catalog import title_keys
 from bpv_fastai.data.errors import TrainingDiverged
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.decide.decider import Decider
@@ -21,6 +22,7 @@ from bpv_fastai.decide.probabilities import as_top_probs
 from bpv_fastai.interpret import TitleInterpretation
 from bpv_fastai.learner import bpv_learner
 from bpv_fastai.models.network import TitleClassifier
+from bpv_fastai.train import callbacks
 from bpv_fastai.train.callbacks import F1Calibration, StopAtDivergence, WeightedF1, best_preds
 from bpv_fastai.train.loaders import TitleDataLoaders
 from bpv_fastai.train.schedule import LinearLRFinder, linear_cycle
@@ -80,6 +82,37 @@ def test_the_decider_is_fitted_on_two_halves_of_the_validation_titles():
     mine, theirs = decider.to_dict(), expected.to_dict()
     assert mine['thresholds'] == theirs['thresholds'] and mine['k'] == 32
     assert np.allclose(mine['ratios'], theirs['ratios'], atol=1e-6)
+
+
+def test_copies_of_a_title_are_in_one_half(monkeypatch):
+    learn = learner(cbs=F1Calibration(verbose=False))
+    df = synthetic_catalog(60, 4)
+    dl = learn.dls.test_dl(pd.concat([df, df.assign(title=df.title.str.upper()), df], ignore_index=True), with_labels=True)
+    kept = {}
+    monkeypatch.setattr(Decider, 'fit', classmethod(lambda cls, halves, *args: kept.update(halves=halves) or Decider()))
+    in_order = [title for b in dl for title, _ in dl.decode_batch(b, dl.bs)]
+    monkeypatch.setattr(callbacks, 'map_outputs', lambda model, batches, f: (part[None] for part in callbacks.cut_batches(positions, dl.bs)))
+    monkeypatch.setattr(callbacks, 'TopProbsGatherer', Rows)
+    positions = np.arange(180)
+    learn.f1_calibration.calibrate(dl)
+    keys = title_keys(in_order)
+    first, second = (set(keys[rows]) for rows, _ in kept['halves'])
+    assert not first & second and len(first) == len(second) == 30 and sum(len(targs) for _, targs in kept['halves']) == 180
+
+
+class Rows(list):
+    "Gathers the positions of titles in place of their probabilities"
+    def __init__(self, k): super().__init__()
+    def add(self, rows): self.extend(rows)
+    def result(self): return np.array(self)
+
+
+def test_twenty_copies_of_one_title_are_too_few_to_calibrate():
+    df = synthetic_catalog(400, 4).assign(check=False)
+    same = pd.DataFrame(dict(title=['Tea', 'tea!'] * 20, category=df.category[0], check=True))
+    dls = TitleDataLoaders.from_df(pd.concat([df, same], ignore_index=True), valid_col='check', bs=32, verbose=False)
+    learn = Learner(dls, TitleClassifier(len(dls.char_vocab), dls.c, nh=8), opt_func=SGD, cbs=F1Calibration())
+    assert not fit(learn, 1, .1).f1_calibration.decider.is_fitted
 
 
 def test_modes_and_recorder_stay_as_they_were():
