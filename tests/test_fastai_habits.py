@@ -13,7 +13,12 @@ import pytest
 import torch
 from fastai.basics import (SGD, Adam, Callback, FetchPredsCallback, Interpretation, SkipToEpoch, load_learner, noop,
                            set_seed, trainable_params)
-from fastai.callback.all import *
+from fastai.callback.all import (
+    ActivationStats, BnFreeze, ChannelsLast, CollectDataCallback, CSVLogger, CutMix, EarlyStoppingCallback,
+    GradientAccumulation, GradientClip, HookCallback, LRFinder, MCDropoutCallback, MixedPrecision, MixUp,
+    ModelResetter, ModelToHalf, NonNativeMixedPrecision, ParamScheduler, ReduceLROnPlateau, RNNCallback,
+    RNNRegularizer, SaveModelCallback, SchedLin, ShortEpochCallback, ShowGraphCallback,
+    TerminateOnNaNCallback, TrackerCallback, minimum, slide, steep, valley)
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import before_batch_cb
 from fastai.losses import FocalLossFlat, LabelSmoothingCrossEntropyFlat
