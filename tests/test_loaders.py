@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -171,8 +172,11 @@ def test_unseen_validation_categories_left_out():
 
 def test_a_column_that_does_not_split():
     df = titles(60, lambda i: f'title {i}')
-    for check in (2, 'yes', None):
-        with pytest.raises(CatalogError, match='only True and False'): loaders(df.assign(check=check), valid_col='check')
+    odd = [pd.Series(['a']), ['a'], '\udc8a', pd.NA]
+    columns = [2, 'yes', None, *(pd.Series([value] * 60, dtype=object) for value in odd)]
+    columns.append(pd.Series([['a']] * 60, dtype=pd.ArrowDtype(pa.list_(pa.string()))))
+    for check in columns:
+        with pytest.raises(CatalogError, match="row 0, column 'check': it must hold only True and False"): loaders(df.assign(check=check), valid_col='check')
     with pytest.raises(CatalogError, match='every row'): loaders(df.assign(check=True), valid_col='check')
 
 

@@ -7,7 +7,7 @@ __all__ = ['PART_SIZE', 'title_keys', 'CatalogReport', 'catalog_report', 'select
            'split_catalog', 'split_by_column', 'drop_unseen', 'drop_shared', 'plot_category_counts',
            'plot_title_lengths']
 
-# %% ../../nbs/data/40_catalog.ipynb #dea68715
+# %% ../../nbs/data/40_catalog.ipynb #e2f9a6a4
 import json, unicodedata, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .errors import CatalogError, Remedy, TitleWarning, quantity
 from .tables import BadCell, TablePart, TableReader, as_text, no_column_error, text_problem
@@ -223,17 +224,18 @@ def split_catalog(
                            remedy='Add titles, or give a larger share to validation')
     return df[~is_valid], df[is_valid]
 
-# %% ../../nbs/data/40_catalog.ipynb #a76c751e
+# %% ../../nbs/data/40_catalog.ipynb #97bf2436
 def split_by_column(
     df: pd.DataFrame, # the catalog
     valid_col: str | int, # column of True (validation) and False (training)
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # training and validation rows
     "Split by a column of flags. Raises `CatalogError` if it holds anything else, or leaves no row for training"
-    as_written = {'true': True, '1': True, 'false': False, '0': False}  # booleans as a text file may hold them
-    flags = df[valid_col].map(lambda value: as_written.get(str(value).strip().lower(), value))
-    if flags.isna().any() or not set(flags.unique()) <= {True, False}:
-        raise CatalogError(f'column {valid_col!r} must hold only True and False')
-    is_valid = flags.to_numpy(dtype=bool)
+    as_written = {'true': True, '1': True, '1.0': True, 'false': False, '0': False, '0.0': False}
+    flags = [as_written.get(str(value).strip().lower()) for value in df[valid_col].astype(object)]
+    if None in flags:
+        row = df.index[flags.index(None)]
+        raise CatalogError('it must hold only True and False', row=row, column=valid_col)
+    is_valid = np.array(flags, dtype=bool)
     if is_valid.all(): raise CatalogError(f'column {valid_col!r} puts every row into validation; none is for training')
     return df[~is_valid], df[is_valid]
 
@@ -274,7 +276,7 @@ def drop_shared(
         warnings.warn(TitleWarning(problem, remedy=Remedy('Leave them out with {on_bad}', on_bad='drop')), stacklevel=2)
     return valid, shared
 
-# %% ../../nbs/data/40_catalog.ipynb #efca857b
+# %% ../../nbs/data/40_catalog.ipynb #8fa08f2e
 def plot_category_counts(
     df: pd.DataFrame, # `category`
     ax: Axes | None = None, # where to draw; a new figure if None
@@ -284,6 +286,9 @@ def plot_category_counts(
     ax = ax or plt.subplots(figsize=(5, 2.6))[1]
     ax.loglog(np.arange(1, len(counts) + 1), counts, '.', ms=3)
     ax.set(xlabel='rank of the category', ylabel='titles in it')
+    for axis, top in ((ax.xaxis, len(counts)), (ax.yaxis, counts.max() / counts.min())):  # few decades: fewer labels
+        axis.set_major_formatter('{x:,.0f}')
+        if top < 10: axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
     return ax
 
 def plot_title_lengths(
