@@ -68,7 +68,7 @@ def run(kind: str, opt: str, n: int, seed: int, rate: float | str) -> dict:
     "Measure one rate, or the suggested one"
     start = time.process_time()
     if rate == 'suggested':
-        with learner(kind, opt, n, seed).quiet() as learn: rate = learn.lr_find(show_plot=False).turn
+        with learner(kind, opt, n, seed).quiet() as learn: rate = learn.lr_find(show_plot=False).knee
     return dict(rate=rate, f1=f1_at(rate, kind, opt, n, seed), seconds=round(time.process_time() - start, 1))
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ADAM_RATE', 'TitleLearner', 'split_head', 'bpv_learner', 'ngram_learner']
 
-# %% ../nbs/10_learner.ipynb #e4295794
+# %% ../nbs/10_learner.ipynb #fe3b919c
 import json, re, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ from .train.callbacks import (F1Calibration, ReturnMemory, StopAtDivergence, Wei
 from .train.loaders import TitleDataLoaders, TitleDL, as_series
 from .train.optimizer import RowAdam
 from .train.resume import Checkpoints, StartsAnywhere
-from .train.schedule import LinearLRFinder, linear_cycle, plot_sweep, turn
+from .train.schedule import LinearLRFinder, knee, linear_cycle, plot_sweep
 
 # %% ../nbs/10_learner.ipynb #da58e976
 # fastai's callbacks for other networks or other data, and what to do instead
@@ -310,7 +310,7 @@ def decide(self: TitleLearner,
     top = top_probs(self.model, dl, max(top_k, decider.k))[np.argsort(dl.get_idxs())]
     return label_table(titles.tolist(), top, decider, self.dls.vocab, top_k, rule, index=titles.index)
 
-# %% ../nbs/10_learner.ipynb #85f7052c
+# %% ../nbs/10_learner.ipynb #2d788425
 def _sweep_length(learn: TitleLearner) -> int:
     "Return the batches of six epochs, at least 250 and at most 500"
     return min(500, max(250, 6 * len(learn.dls.train)))
@@ -322,7 +322,7 @@ def lr_find(self: TitleLearner,
     num_it: int | None = None, # batches; those of six epochs, at least 250 and at most 500, if None
     stop_div: bool = True, # stop when the loss is four times the best
     show_plot: bool = True, # plot loss against rate, and where the loss turns
-    suggest_funcs=(turn, SuggestionMethod.Valley), # as fastai has them
+    suggest_funcs=(knee, SuggestionMethod.Valley), # as fastai has them
 ) -> tuple | None: # fastai's `SuggestedLRs`, named after `suggest_funcs`
     "Train with a rate that rises exponentially at the momentum of a cycle's peak, restore the weights, suggest rates"
     at_peak, smooth_loss = ParamScheduler(dict(mom=SchedNo(self.moms[1], self.moms[1]))), self.recorder.smooth_loss

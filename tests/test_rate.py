@@ -15,7 +15,7 @@ from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.learner import bpv_learner, ngram_learner
 from bpv_fastai.train.loaders import TitleDataLoaders
 from bpv_fastai.train.optimizer import RowAdam
-from bpv_fastai.train.schedule import TURN_OVER_PEAK, turn
+from bpv_fastai.train.schedule import FALL_AT_PEAK, knee
 
 
 @pytest.fixture(scope='module')
@@ -29,13 +29,14 @@ makers = dict(lstm=partial(bpv_learner, nh=16, drop_mult=.2), qrnn=partial(bpv_l
 
 
 @given(st.lists(st.floats(.1, 9.), min_size=3, max_size=60), st.integers(0, 3))
-def test_turn_against_a_loop(losses, n_nan):
+def test_knee_against_a_loop(losses, n_nan):
     losses = losses + [float('nan')] * n_nan  # a sweep that ends in a divergence
     lrs = np.geomspace(.01, 10, len(losses))
-    best = min((loss, i) for i, loss in enumerate(losses) if loss == loss)[1]
-    rate, (at, loss) = turn(torch.tensor(lrs), torch.tensor(losses, dtype=torch.float64), len(losses))
-    assert rate == at == pytest.approx(lrs[best] / TURN_OVER_PEAK)
-    assert np.isnan(loss) or min(l for l in losses if l == l) - 1e-9 <= loss <= max(l for l in losses if l == l) + 1e-9
+    lowest = min(loss for loss in losses if loss == loss)
+    for lr, loss in zip(lrs, losses):
+        if losses[0] - loss >= FALL_AT_PEAK * (losses[0] - lowest) - 1e-9: break
+    rate, point = knee(torch.tensor(lrs), torch.tensor(losses, dtype=torch.float64), len(losses))
+    assert rate == point[0] == lr and point[1] == loss
 
 
 class Hypers(Callback):
@@ -58,7 +59,7 @@ def test_lr_find_sweeps_around_the_own_rate_and_leaves_no_trace(dls, kind, opt_f
     assert len(hypers.rates) <= 250 and np.all(np.diff(hypers.rates) > 0)
     assert len(hypers.rates) == 250 or learn.recorder.losses[-1] > 3 * min(learn.recorder.losses)  # it diverged before
     assert set(hypers.momenta) == {learn.moms[1]}
-    assert learn.lr / 20 <= suggested.turn <= 10 * learn.lr
+    assert learn.lr / 10 <= suggested.knee <= 10 * learn.lr
     assert all(torch.equal(before[name], p) for name, p in learn.model.named_parameters())
     assert learn.recorder.smooth_loss.beta == .98 and not hasattr(learn, 'param_scheduler')
 
@@ -69,7 +70,7 @@ def test_a_learner_learns_at_what_lr_find_suggests(dls, kind, opt_func):
     set_seed(0)
     learn = makers[kind](dls, **({} if opt_func is None else dict(opt_func=opt_func)))
     with learn.quiet():
-        rate = learn.lr_find(show_plot=False).turn
+        rate = learn.lr_find(show_plot=False).knee
         if kind == 'bag': learn.fit_flat_cos(12, rate, pct_start=0)
         else: learn.fit_one_cycle(12, rate)
     assert learn.final_record[-1] > .65
