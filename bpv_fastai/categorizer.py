@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Categorizer', 'OnnxCategorizer']
 
-# %% ../nbs/50_categorizer.ipynb #d1cf4a12
+# %% ../nbs/50_categorizer.ipynb #8ea70381
 import copy, uuid, warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from msgspec import to_builtins
 
-from .data.errors import CategorizerError, quantity  # the first for who catches what `Categorizer` raises
+from .data.errors import CategorizerError, Remedy, TitleWarning, quantity
 from .models.average import TitleEnsemble
 from .models.precision import means_bf16, with_encoders_in
 from .use.format import SavedModel, copy_network, describe_model, load_model, save_model
@@ -68,7 +68,7 @@ def _training_report(dls, table: pd.DataFrame | None) -> dict:
     return dict(train_titles=len(dls.train_ds), valid_titles=len(dls.valid_ds), categories=len(dls.vocab),
                 scores=scores)
 
-# %% ../nbs/50_categorizer.ipynb #abe4f03f
+# %% ../nbs/50_categorizer.ipynb #c946a1d7
 def _labeller(
     model: SavedModel, top_k: int, decide: str | None, min_confidence: float | None, bs: int, device, precision: str,
 ) -> TitleLabeller:
@@ -80,8 +80,9 @@ def _labeller(
 def _warn_cut(label: TitleLabeller):
     "Warn of titles that were cut"
     if not label.n_cut: return
-    titles = quantity(label.n_cut, 'title')
-    warnings.warn(f'{titles} with more than {label.max_len} characters, cut there as in training', stacklevel=3)
+    problem = f"{quantity(label.n_cut, 'title')} with more than {label.max_len} characters, cut there as in training"
+    warnings.warn(TitleWarning(problem, remedy=Remedy('Train with a larger {max_len} to read more of them')),
+                  stacklevel=3)
 
 @patch
 def predict(self: Categorizer,

@@ -139,7 +139,7 @@ def calibration_error(
     step = np.minimum((confidence * n_steps).astype(int), n_steps - 1)
     return float(np.abs(np.bincount(step, confidence - correct, n_steps)).sum() / max(1, len(confidence)))
 
-# %% ../../nbs/decide/40_calibration.ipynb #384d600b
+# %% ../../nbs/decide/40_calibration.ipynb #323afa6d
 def plot_reliability(
     confidence: np.ndarray, # (n,) confidence of each prediction
     correct: np.ndarray, # (n,) bool, whether it was right
@@ -153,5 +153,5 @@ def plot_reliability(
     means = [np.bincount(step, column, 10)[seen] / n[seen] for column in (confidence, correct)]
     ax.plot([0, 1], [0, 1], color='grey', lw=.7)
     ax.scatter(*means, s=8 + 120 * n[seen] / n.max())
-    ax.set(xlabel='confidence', ylabel='of these right', xlim=(0, 1), ylim=(0, 1))
+    ax.set(xlabel='confidence', ylabel='accuracy', xlim=(0, 1), ylim=(0, 1))
     return ax

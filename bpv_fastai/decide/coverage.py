@@ -42,7 +42,7 @@ def threshold_for(
     good = tried.threshold[bound >= precision]
     return float(good.min()) if len(good) else float('inf')
 
-# %% ../../nbs/decide/60_coverage.ipynb #aefe7b58
+# %% ../../nbs/decide/60_coverage.ipynb #d12114d7
 def plot_coverage(
     confidence: np.ndarray, # (n,) confidence of each prediction
     correct: np.ndarray, # (n,) bool, whether it was right
@@ -59,5 +59,5 @@ def plot_coverage(
         ax.axvline(share, color='C1', lw=1,
                    label=f'accept {share:.0f}% at {precision:.0%} (confidence {threshold:.2f} and up)')
         ax.legend(frameon=False)
-    ax.set(xlabel='titles accepted, %', ylabel='of these right, %')
+    ax.set(xlabel='titles accepted, %', ylabel='precision, %')
     return ax

@@ -96,7 +96,10 @@ def ngram_rows(
         return _without_repeats(torch.cat(rows or [f[:, :1] * 0], 1))
     return rows_of(_char_ngrams(f, char_sizes)), rows_of(_word_ngrams(f, word_sizes))
 
-# %% ../../nbs/models/50_ngrams.ipynb #8fdd8bbd
+# %% ../../nbs/models/50_ngrams.ipynb #8142d4ef
+# Others, as Apple's, lack exact remainders of large integers, sparse gradients or sums of embeddings.
+_own_kernels = ('cpu', 'cuda')  # devices
+
 class NgramBag(nn.Module):
     "Sum the table rows of hashed n-grams, and apply one linear layer: token ids in, logits out"
     autocast = None
@@ -133,26 +136,24 @@ class NgramBag(nn.Module):
     def rows(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
     ) -> tuple[Tensor, Tensor]: # table rows of pieces and of words, as `ngram_rows` has them
-        "Compute the table rows of a batch"
-        return ngram_rows(self.fold[x], *(self.config[name] for name in ('n_rows', 'char_sizes', 'word_sizes')))
+        "Compute the table rows of a batch; on the CPU for devices that lack some of the operations"
+        f = self.fold[x]
+        rows = ngram_rows(f if f.device.type in _own_kernels else f.cpu(),
+                          *(self.config[name] for name in ('n_rows', 'char_sizes', 'word_sizes')))
+        return tuple(r.to(f.device) for r in rows)
 
     def _pooled(self, rows: Tensor) -> Tensor: # (bs, dim)
         "Sum the weighted rows (bs, m) of each title, and divide by the length of its weights"
-        if torch.jit.is_tracing():
-            weights = self.weights[rows]
-            norms = weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
-            return (self.embedding(rows) * weights[..., None]).sum(1) / norms
+        weights = self.weights[rows]  # row 0, no n-gram, has the weight 0
+        norms = weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
+        if torch.jit.is_tracing() or rows.device.type not in _own_kernels:
+            return (nn.functional.embedding(rows, self.embedding.weight) * weights[..., None]).sum(1) / norms
         is_ngram = rows > 0
-        flat = rows.masked_select(is_ngram).long()  # one title after the other, without padding
-        ends = is_ngram.sum(1).cumsum(0)
-        starts = nn.functional.pad(ends, (1, 0))[:-1]
-        weights = self.weights.index_select(0, flat)
-        squares = nn.functional.pad(weights.double().square().cumsum(0), (1, 0))
-        norms = (squares[ends] - squares[starts]).sqrt().clamp(min=1e-6).float()
-        sums = nn.functional.embedding_bag(flat, self.embedding.weight, starts, mode='sum',
-                                           per_sample_weights=weights,
+        starts = nn.functional.pad(is_ngram.sum(1).cumsum(0), (1, 0))[:-1]
+        sums = nn.functional.embedding_bag(rows.masked_select(is_ngram).long(), self.embedding.weight, starts,
+                                           mode='sum', per_sample_weights=weights.masked_select(is_ngram),
                                            sparse=self.training and self.embedding.sparse)
-        return sums / norms[:, None]
+        return sums / norms
 
 # %% ../../nbs/models/50_ngrams.ipynb #eda12a5f
 @patch
