@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import bpv_fastai.use.predict
 from bpv_fastai.categorizer import Categorizer, OnnxCategorizer
-from bpv_fastai.data.errors import CatalogError, CategorizerError
+from bpv_fastai.data.errors import CatalogError, CategorizerError, TitleWarning
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.data.titles import CategoryVocab, CharVocab
 from bpv_fastai.decide.decider import Decider
@@ -390,3 +390,10 @@ def test_a_file_is_labelled_by_any_function(tmp_path):
     def label(titles): return pd.DataFrame(dict(title=titles, category=['x'] * len(titles)), dtype=object)
     assert map_file(tmp_path/'t.tsv', tmp_path/'o.tsv', label, progress=False) == 2
     assert (tmp_path/'o.tsv').read_text() == 'a\tx\nb\tx\n'
+
+
+def test_the_warning_of_cut_titles_names_its_remedy(cat, tmp_path):
+    (tmp_path/'long.tsv').write_text('x' * 99_999 + '\n')
+    for label in (lambda: cat.predict(['x' * 99_999], progress=False),
+                  lambda: cat.predict_file(tmp_path/'long.tsv', tmp_path/'out.tsv', progress=False)):
+        with pytest.warns(TitleWarning, match='1 title with more than .* Train with a larger max_len='): label()
