@@ -178,7 +178,7 @@ bad_input = {
     'no such file': ('bpv_train', ['none.tsv'], 'there is no such file'),
     'a kind nobody knows': ('bpv_train', ['a.xlsx'], 'its name does not tell what it is'),
     'empty': ('bpv_train', ['empty.tsv'], 'the file is empty'),
-    'one column': ('bpv_train', ['one.tsv'], '1 columns where 2 are expected'),
+    'one column': ('bpv_train', ['one.tsv'], '1 column instead of 2'),
     'a row with a missing category': ('bpv_train', ['hole.csv'], "row 3, column 'category': empty"),
     'wrong column': ('bpv_train', ['hole.csv', '--title', 'product'], "no column 'product'; it has 'title', 'category'. Name yours with --title"),
     'not UTF-8': ('bpv_train', ['latin.csv'], 'byte 0xe9 is not UTF-8'),

@@ -30,9 +30,9 @@ def rows(path, column='title', size=100_000):
     ('t.tsv', b'title\nTea\n', ['Tea']),
     ('t.tsv', b'id\ttitle\n1\tTea\n', ['Tea']),
     ('t.tsv', b'Tea\t12\nOil\t7\n', ['Tea', 'Oil']),
-    ('t.tsv', b'Tea\na\tb\n', ['Tea', BadCell(2, '', '2 columns where 1 are expected', 'a b')]),
+    ('t.tsv', b'Tea\na\tb\n', ['Tea', BadCell(2, '', '2 columns instead of 1', 'a b')]),
     ('t.csv', b'title\nTea\n\nOil\n', ['Tea', '', 'Oil']),
-    ('t.csv', b'title,x\na,b\n\nq\0z\n"lone\rreturn",c\n', ['a', BadCell(4, '', '1 columns where 2 are expected', 'q\0z'), 'lone\rreturn']),
+    ('t.csv', b'title,x\na,b\n\nq\0z\n"lone\rreturn",c\n', ['a', BadCell(4, '', '1 column instead of 2', 'q\0z'), 'lone\rreturn']),
     ('t.csv', b'title,price\n"Tea, ""green""\nloose",2\nOil,3\n', ['Tea, "green"\nloose', 'Oil']),
     ('t.tsv', b'Caf\xe9\n', ['Caf\udce9'])])
 def test_every_row_of_a_file_of_titles_is_given_in_its_place(tmp_path, name, content, wanted):

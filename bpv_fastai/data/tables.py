@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_problem', 'as_text', 'no_column_error', 'file_kind', 'opener', 'BadCell', 'TablePart', 'TableReader']
 
-# %% ../../nbs/data/30_tables.ipynb #7e6aecac
+# %% ../../nbs/data/30_tables.ipynb #1a785b8d
 import csv, gzip, io, numbers, os, re, sys, zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 
-from .errors import CatalogError, Remedy
+from .errors import CatalogError, Remedy, quantity
 
 # %% ../../nbs/data/30_tables.ipynb #02a5b630
 _unusable = re.compile('[\0\ud800-\udfff]')
@@ -168,7 +168,7 @@ def _open_text(path: Path | str, newline: str):
     if start[:2] in (b'\xff\xfe', b'\xfe\xff'): raise CatalogError('this is UTF-16; save it as UTF-8', path=path)
     with opener(path)(path, 'rt', **text_format) as text: yield text
 
-# %% ../../nbs/data/30_tables.ipynb #47297f15
+# %% ../../nbs/data/30_tables.ipynb #c5da2355
 def _file_state(stat: os.stat_result) -> tuple:
     "Take from a file's status what changes when it is written"
     return stat.st_size, stat.st_mtime_ns
@@ -225,7 +225,7 @@ class TableReader:
                 width, positions, is_header = _find_columns(cells, self.columns, self.kind, self.path)
                 if is_header: continue
             if len(cells) == width: yield row, [cells[i] for i in positions], ''
-            else: yield row, cells, f'{len(cells)} columns where {width} are expected'
+            else: yield row, cells, f'{quantity(len(cells), "column")} instead of {width}'
 
     def _parquet_parts(self, size):
         with opener(self.path)(self.path, 'rb') as f:
