@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ADAM_RATE', 'TitleLearner', 'split_head', 'bpv_learner', 'ngram_learner']
 
-# %% ../nbs/10_learner.ipynb #fe3b919c
+# %% ../nbs/10_learner.ipynb #f2584666
 import json, re, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -27,8 +27,8 @@ from .models.inference import top_probs
 from .models.network import TitleClassifier
 from .models.ngrams import NgramBag, letter_ids, ngram_sizes
 from .models.precision import has_native_bf16
-from .train.callbacks import (F1Calibration, ReturnMemory, StopAtDivergence, WeightedF1, WeightedPrecision,
-                                        WeightedRecall, current_decider, has_diverged)
+from .train.callbacks import (BusyCores, F1Calibration, ReturnMemory, StopAtDivergence, WeightedF1,
+                                        WeightedPrecision, WeightedRecall, current_decider, has_diverged)
 from .train.loaders import TitleDataLoaders, TitleDL, as_series
 from .train.optimizer import RowAdam
 from .train.resume import Checkpoints, StartsAnywhere
@@ -174,7 +174,7 @@ class TitleLearner(StartsAnywhere, Learner):
         raise NotImplementedError('there is no augmentation of titles to average over: use get_preds, or average '
                                   'networks that read forward and backward by Ensemble')
 
-# %% ../nbs/10_learner.ipynb #6fc01595
+# %% ../nbs/10_learner.ipynb #adfec8da
 ADAM_RATE = .008  # peak rate with an optimizer that divides by the size of gradients; benchmarks/results/rate.json
 
 def _own_rate(opt_func: Callable, sgd_rate: float) -> float:
@@ -191,7 +191,7 @@ def split_head(
 def _title_learner(dls: TitleDataLoaders, model: torch.nn.Module, metrics=None, cbs=None, **kwargs) -> TitleLearner:
     "Create a learner with the scores and callbacks of this library"
     if metrics is None: metrics = [accuracy, WeightedPrecision(), WeightedRecall(), WeightedF1()]
-    cbs = [StopAtDivergence(), ReturnMemory(), F1Calibration(), *L(cbs)]
+    cbs = [StopAtDivergence(), ReturnMemory(), BusyCores(), F1Calibration(), *L(cbs)]
     return TitleLearner(dls, model.to(dls.device), metrics=metrics, cbs=cbs, splitter=split_head, **kwargs)
 
 # %% ../nbs/10_learner.ipynb #ad051598

@@ -73,7 +73,7 @@ def usable_cores() -> int: # at least 1
     "Count the cores that this process may use: by its affinity, and by the quota of its container"
     return joblib.cpu_count()
 
-# %% ../../nbs/models/80_inference.ipynb #94aee171
+# %% ../../nbs/models/80_inference.ipynb #aa572ed7
 class _TorchThreads:
     "PyTorch's number of threads before any of the present callers came"
     lock, n_callers, before = threading.Lock(), 0, 1
@@ -90,11 +90,16 @@ def _restored_torch_threads():
             _TorchThreads.n_callers -= 1
             torch.set_num_threads(_TorchThreads.before)
 
+def _use_one_thread():
+    "Give the present thread one thread of PyTorch, whatever other threads ask for later"
+    torch.get_num_threads()  # a new thread's first operation would take over the number that another thread set last
+    torch.set_num_threads(1)
+
 def _map_in_threads(f: Callable, batches: Iterable, n_threads: int | None) -> Iterator:
     "Yield `f(batch)` in order, from threads with one PyTorch thread each"
     with _restored_torch_threads() as torch_threads:
         n_threads = n_threads or min(torch_threads, usable_cores())
-        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(n_threads, initializer=_use_one_thread) as pool:
             pending = deque()
             for batch in batches:
                 pending.append(pool.submit(f, batch))

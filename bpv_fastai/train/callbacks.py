@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WeightedPrecision', 'WeightedRecall', 'WeightedF1', 'return_memory', 'ReturnMemory', 'StopAtDivergence',
-           'has_diverged', 'best_preds', 'current_decider', 'F1Calibration']
+           'has_diverged', 'BusyCores', 'best_preds', 'current_decider', 'F1Calibration']
 
-# %% ../../nbs/train/30_callbacks.ipynb #38a1e2ac
-import copy, ctypes, warnings
+# %% ../../nbs/train/30_callbacks.ipynb #9590e24a
+import copy, ctypes, os, time, warnings
 from contextlib import suppress
 
 import numpy as np, pandas as pd, torch
@@ -96,6 +96,29 @@ def has_diverged(
 ) -> bool:
     "Tell whether `StopAtDivergence` has stopped the last fit"
     return hasattr(learn, 'stop_at_divergence') and learn.stop_at_divergence.error is not None
+
+# %% ../../nbs/train/30_callbacks.ipynb #476ac745
+class BusyCores(Callback):
+    "Warn once a fit when other processes use the cores on which the threads of PyTorch wait by spinning"
+    run_valid = False
+    def __init__(self,
+        seconds: float = 10., # over which the processor's time is counted
+        share: float = .6, # of the time of all threads that counts as enough
+    ): self.seconds, self.share = seconds, share
+
+    def before_fit(self):
+        spins = 'OMP_WAIT_POLICY' not in os.environ  # which is set where this library was imported before PyTorch
+        self.run = spins and self.dls.device.type == 'cpu' and torch.get_num_threads() > 1
+        self.counted = time.monotonic(), time.process_time()
+
+    def after_batch(self):
+        now = time.monotonic(), time.process_time()
+        wall, cpu = (end - begin for begin, end in zip(self.counted, now))
+        if wall < self.seconds: return
+        self.counted, self.run = now, cpu > self.share * wall * torch.get_num_threads()
+        if not self.run: warnings.warn(TitleWarning(
+            'other processes use the cores of this one, which can slow training many times over: call '
+            'torch.set_num_threads(1), or import bpv_fastai before PyTorch and fastai'))
 
 # %% ../../nbs/train/30_callbacks.ipynb #4d6b768a
 def _with_bar(learn, batches):
