@@ -1,12 +1,21 @@
-"""Kill with signal 9 at random moments, resume, and compare with an undisturbed run: training and labelling a file.
+"""Disturb whatever writes files at random moments, do it again, and compare with an undisturbed run.
 
-    python tests/kill_and_resume.py                       # 20 moments of training, 10 of labelling
-    python tests/kill_and_resume.py --trainings 2 --labellings 2
+    python tests/kill_and_resume.py                       # 228 runs, some 15 minutes
+    python tests/kill_and_resume.py --runs 12 --seed 3    # some of them
 
-What is killed is a fork of a process that has the libraries loaded and has done nothing with them. The undisturbed
-training and the one that resumes are new interpreters, as for people: with another order of sets, for one thing."""
+A run is a fork of a process that has the libraries loaded and has computed nothing, in a session of its own. It is
+disturbed at a random moment of its work: a signal to the whole group, as a terminal sends it; a kill of the process
+alone; a limit on the size of files, which is what a full disk looks like; or a second process that does the same in the
+same folder. Then the same work is done once more, undisturbed. After the disturbance no file may be half, no process may
+be left and each message must be true; after the second time the results must be those of an undisturbed run, to the
+last bit, and nothing else may lie in the folder."""
+import contextlib
+import itertools
+import json
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,136 +25,287 @@ import time
 from pathlib import Path
 
 os.environ['OMP_NUM_THREADS'] = '1'  # the parent never computes, and a child with one thread starts none
+os.environ['MPLBACKEND'] = 'Agg'
 
+import pandas as pd
 import torch
+from fastai.callback.all import CSVLogger
+from fastai.torch_core import set_seed
 from fastcore.script import call_parse
+from safetensors.torch import load_file
 
-from bpv_fastai.categorizer import Categorizer
+from bpv_fastai.categorizer import Categorizer, OnnxCategorizer
+from bpv_fastai.cli.evaluate import bpv_evaluate
+from bpv_fastai.cli.predict import bpv_predict
 from bpv_fastai.cli.train import bpv_train
 from bpv_fastai.data.samples import synthetic_catalog
+from bpv_fastai.learner import bpv_learner
+from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.resume import Checkpoints, FitState
 
-MODEL_FILES = ['categorizer.json', 'report.json', 'training.png', 'weights.safetensors']
-
-
-def start(work) -> int:
-    "Fork a child that does `work`, and return its process id"
-    pid = os.fork()
-    if pid: return pid
-    code = 1
-    try:
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, 1)
-        work()
-        code = 0
-    except BaseException as e: print(repr(e), file=sys.stderr, flush=True)
-    finally: os._exit(code)
+BASE = Path(tempfile.gettempdir())  # set by `main`; holds catalog.csv, titles.csv and the models a and b
+Categorizer.chunk_size = 300
+OUTPUTS = 'out.tsv.gz', 'out.csv', 'out.parquet'
 
 
-def finish(work) -> float:
-    "Let a child finish, and return its seconds"
-    begin = time.perf_counter()
-    _, status = os.waitpid(start(work), 0)
-    if status: sys.exit('an undisturbed run failed')
-    return time.perf_counter() - begin
+# What is disturbed. Each works in the current folder, and `results` gives what has to be the same
+def train_network(seed=1):
+    "A script that trains one network and saves it"
+    set_seed(seed)
+    dls = TitleDataLoaders.from_df(BASE/'catalog.csv', path='.', bs=32, verbose=False)
+    learn = bpv_learner(dls, nh=8, cell='qrnn')
+    checkpoints = Checkpoints(minutes=.0002)
+    with learn.quiet(): learn.fit_one_cycle(3, cbs=[checkpoints, CSVLogger()])
+    Categorizer.from_learner(learn).save('model')
 
 
-def kill(work, after: float, or_when=lambda: False) -> bool:
-    "Kill a child `after` so many seconds, or as soon as `or_when()`; return whether it was still at work"
-    pid, end = start(work), time.perf_counter() + after
-    while alive := os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.perf_counter() >= end or or_when():
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            break
+def train_options(threads=1) -> dict:
+    return dict(epochs=2, cell='qrnn', nh=8, bs=32, checkpoint=.0002, threads=threads)
+
+
+def train_ensemble(): bpv_train(str(BASE/'catalog.csv'), 'model', nolinear=True, plain=True, **train_options())
+
+
+def train_side_by_side(): bpv_train(str(BASE/'catalog.csv'), 'model', nolinear=True, plain=True, **train_options(2))
+
+
+def label():
+    for out in OUTPUTS: bpv_predict(str(BASE/'a'), str(BASE/'titles.csv'), out, top=2, threads=1, quiet=True)
+
+
+def save():
+    both = [Categorizer.load(BASE/name) for name in 'ab']
+    for i in range(12): both[i % 2].save('model')
+
+
+def export():
+    for name in 'ab': Categorizer.load(BASE/name).to_onnx('onnx', int8=name == 'b')
+
+
+def evaluate(): bpv_evaluate(str(BASE/'a'), str(BASE/'catalog.csv'), out='evaluation', threads=1)
+
+
+def no_times(report: dict) -> dict: return {k: v for k, v in report.items() if isinstance(v, (int, str)) or 'f1' in k}
+
+
+def results(act) -> dict:
+    "Read what an act has made in the current folder, without what differs from run to run: times"
+    if act is train_network:
+        lines = Path('history.csv').read_text().splitlines()
+        return dict(weights=Path('model/weights.safetensors').read_bytes(), rows=[li.rsplit(',', 1)[0] for li in lines])
+    if act in (train_ensemble, train_side_by_side):
+        weights = Path('model/weights.safetensors').read_bytes()
+        return dict(weights=weights, scores=no_times(json.loads(Path('model/report.json').read_text())))
+    if act is save: return dict(weights=Path('model/weights.safetensors').read_bytes())
+    if act is export:
+        files = sorted(Path('onnx').glob('*.onnx'))
+        return {p.name: p.read_bytes() for p in files}
+    paths = [Path(out) for out in OUTPUTS] if act is label else sorted(Path('evaluation').iterdir())
+    return {p.name: p.read_bytes() for p in paths}
+
+
+def check_files(act, expected: dict):
+    "Raise an error for a visible file that is half, in the current folder, after a disturbance"
+    for path in Path().rglob('*'):
+        if any(part.startswith('.') for part in path.parts) or path.is_dir(): continue
+        if path.suffix == '.checkpoint': FitState.read(path)
+        elif path.suffix in ('.json', '.scores'): json.loads(path.read_bytes())
+        elif path.suffix == '.safetensors': load_file(path)
+        elif path.name in expected and act is not export: assert path.read_bytes() == expected[path.name], f'half {path}'
+    if Path('model/categorizer.json').exists(): Categorizer.load('model')
+    if Path('onnx/onnx.json').exists(): OnnxCategorizer('onnx')
+
+
+# How it is disturbed
+SIGNALS = {name: getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGKILL')}
+EVENTS = *SIGNALS, 'disk full', 'second process'
+
+
+class Child:
+    "A fork that works in a folder, in a session of its own"
+    def __init__(self, work, folder: Path, largest_file: int | None = None):
+        reader, writer = os.pipe()
+        self.reader, self.output, self.code = reader, '', None
+        self.pid = os.fork()
+        if self.pid:
+            os.close(writer)
+            os.set_blocking(reader, False)
+            return
+        code = 1
+        try:
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+            for fd in (1, 2): os.dup2(writer, fd)
+            os.chdir(folder)
+            if largest_file is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+            work()
+            code = 0
+        except SystemExit as e:  # as the interpreter does it
+            if isinstance(e.code, str): print(e.code, file=sys.stderr)
+            code = e.code if isinstance(e.code, int) else 1
+        except KeyboardInterrupt as e:
+            print(repr(e), file=sys.stderr)
+            code = 130
+        except BaseException as e: print(repr(e), file=sys.stderr)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception): stream.flush()
+            os._exit(code)
+
+    def is_alive(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.reader, 2**16): self.output += data.decode(errors='replace')
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid: self.code = os.waitstatus_to_exitcode(status)
+        return self.code is None
+
+    def wait(self, seconds: float = 120.) -> bool:
+        "Wait for the end; return whether it came"
+        end = time.monotonic() + seconds
+        while self.is_alive() and time.monotonic() < end: time.sleep(.002)
+        return not self.is_alive()
+
+    def left(self, seconds: float = 20.) -> list:
+        "Processes of its session that are left after some seconds, which are then killed"
+        end = time.monotonic() + seconds
+        while (pids := list(session(self.pid))) and time.monotonic() < end: time.sleep(.02)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
+        os.close(self.reader)
+        return pids
+
+
+def session(sid: int):
+    "Yield the ids of a session's processes"
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(')')[2].split()
+            if int(fields[3]) == sid and fields[0] != 'Z': yield int(path.parent.name)
+
+
+def run(work, folder: Path):
+    "Let a child finish its work. Raise an error if it fails"
+    child = Child(work, folder)
+    finished, left = child.wait(), child.left()
+    assert finished and child.code == 0 and not left, f'exit code {child.code}, {len(left)} left: {child.output[-600:]}'
+    return child
+
+
+def untrue(act, event: str, child: Child, folder: Path) -> str:
+    "What is wrong with how a disturbed child ended, and with what it said"
+    said, code = child.output, child.code
+    if 'Traceback' in said: return 'a traceback'
+    named = re.search(r'continues from (\S+?)[\'")\s]', said)
+    if named and not (folder/named[1]).exists(): return f'{named[1]} does not exist'
+    visible = [p for p in (folder/'evaluation').glob('*') if not p.name.startswith('.')]
+    if 'nothing was written' in said and visible: return f'{visible[0].name} was written'
+    if event in SIGNALS: return '' if code in (0, 130, -SIGNALS[event]) else 'exit code'
+    if code == 0: return ''
+    wanted = 'File too large|os error 27|Errno 27' if event == 'disk full' else 'another|at work|locked'
+    return '' if re.search(wanted, said) else 'another reason'
+
+
+def disturb(act, event: str, folder: Path, seconds: float, expected: dict, rng: random.Random) -> str:
+    "Disturb an act and do it again; return what went wrong, or nothing"
+    largest = int(10 ** rng.uniform(2.5, 5)) if event == 'disk full' else None
+    moment = time.monotonic() + rng.uniform(0, seconds)
+    children = [Child(act, folder, largest)]
+    at_first_file = rng.random() < .5  # what is at stake begins there
+    while event != 'disk full' and children[0].is_alive() and time.monotonic() < moment:
+        if at_first_file and any(files for _, _, files in os.walk(folder)):
+            at_first_file, moment = False, min(moment, time.monotonic() + rng.expovariate(8 / seconds))
         time.sleep(.001)
-    return alive
+    if event == 'second process': children.append(Child(act, folder))
+    elif event == 'SIGKILL' and children[0].is_alive(): os.kill(children[0].pid, signal.SIGKILL)
+    elif event in SIGNALS and children[0].is_alive():
+        with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(children[0].pid, SIGNALS[event])
+    ended, left = [c.wait() for c in children], sum((c.left() for c in children), [])
+    problems = [f'{len(left)} processes left'] if left else []
+    problems += [f'{problem}: {c.output[-400:]!r} ({c.code})' for c in children
+                 if (problem := untrue(act, event, c, folder))]
+    if not all(ended): problems.append('it did not end')
+    if event == 'second process' and all(c.code for c in children): problems.append('neither of two has done it')
+    try:
+        run(lambda: check_files(act, expected), folder)
+        is_done = event == 'second process' and act is not save
+        if is_done: run(lambda: check_results(act, expected), folder)
+        run(act, folder)
+        run(lambda: check_results(act, expected), folder)
+    except AssertionError as e: problems.append(str(e))
+    return '; '.join(problems)
 
 
-def kill_up_to_twice(work, seconds: float, has_progress, rng: random.Random) -> tuple[int, int]:
-    "Kill a run, and sometimes the run that resumes it; return how many kills there were, and how many left progress"
-    # the first kill comes with the first progress, whatever the machine's speed; a second one at any moment
-    n_killed = int(kill(work, 60, has_progress))
-    n_progress = n_killed * has_progress()
-    if n_killed and kill(work, rng.uniform(.3, 1.4) * seconds):
-        n_killed += 1
-        n_progress += has_progress()
-    return n_killed, n_progress
+def names(folder: Path) -> list: return sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
 
 
-def command(name: str, *args):
-    "Run a command in a new interpreter"
-    subprocess.run([Path(sys.executable).with_name(name), *map(str, args)], check=True, stdout=subprocess.DEVNULL)
+def check_results(act, expected: dict):
+    "Raise an error for other results than those of an undisturbed run"
+    made = results(act)
+    assert made == expected, f'other {[k for k in expected if made.get(k) != expected[k]]}'
 
 
-def kill_trainings(folder: Path, n: int, rng: random.Random) -> int:
-    "Count how many of `n` killed trainings end with the weights of the undisturbed one"
-    options = dict(epochs=2, cell='qrnn', nh=12, bs=32, checkpoint=.0005, threads=1)
-    typed = [text for name, value in options.items() for text in (f'--{name}', value)]
-    def run(out): return lambda: bpv_train('catalog.csv', str(folder/out), nolinear=True, plain=True, **options)
-    def resume(out): command('bpv_train', 'catalog.csv', '--out', folder/out, '--nolinear', '--plain', *typed)
-    seconds = finish(run('forked'))
-    resume('alone')
-    expected = (folder/'alone'/'weights.safetensors').read_bytes()
-    n_same, n_checkpoints = 0, 0
-    for i in range(n):
-        out = folder/f'killed{i}'
-        if i % 2: # at any moment, also before the first checkpoint
-            n_killed, n_left = int(kill(run(out.name), rng.uniform(.02, .95) * seconds)), 0
-        else:
-            def has_checkpoint(): return any((out/'models'/'ensemble').glob('*.checkpoint'))
-            n_killed, n_left = kill_up_to_twice(run(out.name), seconds, has_checkpoint, rng)
-        n_checkpoints += n_left
-        if n_killed: resume(out.name)
-        is_same = (out/'weights.safetensors').read_bytes() == expected
-        files = sorted(p.name for p in out.iterdir())
-        n_same += is_same and files == MODEL_FILES
-        weights = 'the same weights' if is_same else 'OTHER WEIGHTS'
-        print(f'training {i}: killed {n_killed} times, {weights}, {files}', flush=True)
-    print(f'{n_checkpoints} kills left a checkpoint to resume from')
-    return n_same if n_checkpoints else 0
+ACTS = dict(zip(('one network', 'ensemble', 'side by side', 'label', 'save', 'export', 'evaluate'),
+                (train_network, train_ensemble, train_side_by_side, label, save, export, evaluate)))
 
 
-def kill_labellings(folder: Path, n: int, rng: random.Random) -> int:
-    "Count how many of `n` killed labellings end with the file of the undisturbed one"
-    n_same, n_parts = 0, 0
-    for i in range(n):
-        name = ('out.tsv', 'out.csv.gz', 'out.parquet')[i % 3]
-        def run(place):
-            def work():
-                torch.set_num_threads(1)
-                cat = Categorizer.load(folder/'alone')
-                cat.chunk_size = 400
-                cat.predict_file('titles.csv', folder/place/name, top_k=2, progress=False)
-            return work
-        seconds = finish(run('alone_labelled'))
-        def has_parts(): return any((folder/'resumed').glob('.*.parts/[0-9]*'))
-        n_killed, n_left = kill_up_to_twice(run('resumed'), seconds, has_parts, rng)
-        n_parts += n_left
-        if n_killed: finish(run('resumed'))
-        is_same = (folder/'resumed'/name).read_bytes() == (folder/'alone_labelled'/name).read_bytes()
-        files = [p.name for p in (folder/'resumed').iterdir()]
-        n_same += is_same and files == [name]
-        contents = 'the same bytes' if is_same else 'OTHER BYTES'
-        print(f'file {i}: {name} killed {n_killed} times, {contents}, {files}', flush=True)
-        shutil.rmtree(folder/'resumed')
-    print(f'{n_parts} kills left parts to resume from')
-    return n_same if n_parts else 0
+def prepare():
+    "Make the inputs in `BASE`, in a child"
+    df = synthetic_catalog(500, 5)
+    df.to_csv(BASE/'catalog.csv', index=False)
+    df[['title']].sample(1_500, replace=True, random_state=0).to_csv(BASE/'titles.csv', index=False)
+    for seed, name in enumerate('ab', start=1):
+        (BASE/f'train_{name}').mkdir()
+        os.chdir(BASE/f'train_{name}')
+        train_network(seed)
+        shutil.move('model', BASE/name)
 
 
 @call_parse
 def main(
-    trainings: int = 20, # trainings to kill
-    labellings: int = 10, # labellings to kill
-    seed: int = 0, # of the moments
+    runs: int = 228, # how many, spread over the cells of the table; 228 are 6 of each, and 2 of each side by side
+    seed: int = 0, # of the moments and of the order
+    acts: str = ','.join(ACTS), # which
+    events: str = ','.join(EVENTS), # which
+    out: str = None, # file for the table, as JSON
 ):
-    "Kill, resume, compare"
-    folder, rng = Path(tempfile.mkdtemp()), random.Random(seed)
-    os.chdir(folder)
-    df = synthetic_catalog(2_400, 8)
-    df.to_csv('catalog.csv', index=False)
-    df[['title']].sample(8_000, replace=True, random_state=0).to_csv('titles.csv', index=False)
-    n_trained = kill_trainings(folder, trainings, rng)
-    n_labelled = kill_labellings(folder, labellings, rng)
-    print(f'{n_trained} of {trainings} trainings, {n_labelled} of {labellings} files as if undisturbed')
-    shutil.rmtree(folder)
-    if n_trained < trainings or n_labelled < labellings: sys.exit(1)
+    "Disturb, do it again, compare, and print a table of what went wrong"
+    global BASE
+    torch.set_num_threads(1)
+    BASE, rng = Path(tempfile.mkdtemp()), random.Random(seed)
+    run(prepare, BASE)
+    seconds, expected, wanted = {}, {}, {}
+    for name in acts.split(','):
+        folder = BASE/name.replace(' ', '_')
+        folder.mkdir()
+        begin = time.monotonic()
+        run(ACTS[name], folder)
+        seconds[name] = time.monotonic() - begin
+        here = os.getcwd()
+        os.chdir(folder)
+        expected[name], wanted[name] = results(ACTS[name]), names(folder)
+        os.chdir(here)
+    print('seconds undisturbed:', ', '.join(f'{name} {s:.1f}' for name, s in seconds.items()), flush=True)
+    cells = [(name, event) for name in seconds for event in events.split(',')]
+    rounds = (cells if i % 3 == 0 else [cell for cell in cells if cell[0] != 'side by side'] for i in itertools.count())
+    rows, folder = [], BASE/'run'
+    for name, event in itertools.islice((c for cells in rounds for c in rng.sample(cells, len(cells))), runs):
+        folder.mkdir()
+        problem = disturb(ACTS[name], event, folder, seconds[name], expected[name], rng)
+        others = set(names(folder)) ^ set(wanted[name])
+        problem = problem or (f'other files: {others}' if others else '')
+        rows.append(dict(act=name, event=event, failed=bool(problem)))
+        if problem: print(f'{len(rows)}: {name}, {event}: {problem}', flush=True)
+        shutil.rmtree(folder)
+    shutil.rmtree(BASE)
+    table = pd.DataFrame(rows).groupby(['act', 'event'], sort=False)['failed'].agg(['size', 'sum'])
+    shown = (table['sum'].astype(str) + ' of ' + table['size'].astype(str)).unstack().fillna('')
+    print('failures, of runs:', shown.to_string(), sep='\n')
+    n_failed = int(table['sum'].sum())
+    print(f'{n_failed} of {len(rows)} runs failed')
+    if out:
+        cells = [dict(act=act, event=event, runs=int(c['size']), failed=int(c['sum']))
+                 for (act, event), c in table.iterrows()]
+        Path(out).write_text(json.dumps(dict(runs=len(rows), failed=n_failed, cells=cells), indent=1))
+    if n_failed: sys.exit(1)

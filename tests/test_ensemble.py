@@ -86,11 +86,17 @@ def test_a_stopped_training_keeps_what_is_done(dls, monkeypatch):
         real(dls, spec, make_learner, folder, i, report)
     alone = train(dls)
     monkeypatch.setattr(members, 'train_member', stops)
-    with pytest.raises(KeyboardInterrupt): train(dls, resume=True)
+    with pytest.raises(KeyboardInterrupt, match='continues from .*ensemble'): train(dls, resume=True)
     with pytest.raises(ResumeError, match='members of another training'): train(dls, resume=True, nh=12)
     again = train(dls, resume=True)
     assert calls == [0, 1, 1] and not (dls.path/'models'/'ensemble').exists()
     assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), again.model.parameters()))
+
+
+def test_a_training_that_keeps_nothing_says_so(dls, monkeypatch):
+    def stops(*args): raise KeyboardInterrupt('stopped; the same fit continues from 0.0.checkpoint')
+    monkeypatch.setattr(members, 'train_member', stops)
+    with pytest.raises(KeyboardInterrupt, match='^stopped; nothing is kept without resume=True$'): train(dls)
 
 
 def test_side_by_side_and_a_member_that_fails(dls):
@@ -237,7 +243,8 @@ def test_signals_leave_checkpoints(tmp_path, to, names):
         else: script.process.send_signal(number)
     out, err = script.process.communicate(timeout=60)
     assert script.process.returncode == -signal.SIGINT and out.split() == ['begins']
-    assert err.count('Traceback') == 1 and err.rstrip().endswith('KeyboardInterrupt')  # the parent's alone
+    assert err.count('Traceback') == 1  # the parent's alone
+    assert err.rstrip().splitlines()[-1].startswith('KeyboardInterrupt: stopped; the same training continues from')
     assert script.checkpoints() == ['0.0.checkpoint', '1.0.checkpoint']
     assert all(p.stat().st_mtime_ns > written for p, written in before.items())
     script.wait_until_gone()

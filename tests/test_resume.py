@@ -39,10 +39,11 @@ def new_process(monkeypatch):
     monkeypatch.setattr(Checkpoints, 'n_finished_fits', 0)
 
 
-def test_killed_and_resumed():
-    "A short run of the script; by itself it kills 20 trainings and 10 labellings"
-    command = [sys.executable, here/'kill_and_resume.py', '--trainings', '2', '--labellings', '2']
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=400)
+def test_disturbed_and_done_again():
+    "Some of the script's runs; by itself it makes 228"
+    acts = 'one network,ensemble,label,save,export,evaluate'
+    command = [sys.executable, here/'kill_and_resume.py', '--runs', '12', '--acts', acts]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

@@ -138,7 +138,7 @@ def train_member(
         save_file({name: t.cpu().contiguous() for name, t in learn.model.state_dict().items()}, f)
     checkpoint_of(halvings).unlink(missing_ok=True)
 
-# %% ../../nbs/train/60_members.ipynb #a46f50b8
+# %% ../../nbs/train/60_members.ipynb #eaee9e1a
 @contextmanager
 def members_folder(
     path: str | Path, # folder of the loaders
@@ -154,9 +154,11 @@ def members_folder(
         except TrainingDiverged:  # another rate may follow, unless a network is done; a bag took only seconds
             keep = any(spec.kind != 'ngrams' and (folder/f'{i}.safetensors').exists() for i, spec in enumerate(specs))
             raise
-        except BaseException:
+        except BaseException as e:
             keep = True
-            raise
+            if not isinstance(e, KeyboardInterrupt): raise
+            raise KeyboardInterrupt(f'stopped; the same training continues from {folder}' if resume else
+                                    'stopped; nothing is kept without resume=True') from None
         finally:
             if not (resume and keep): remove_folder(folder)
 
