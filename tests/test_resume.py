@@ -429,3 +429,13 @@ def test_a_checkpoint_that_another_fit_writes_is_refused(tmp_path):
         fit(learner(tmp_path), 'fit', resume=True)
     fit(learner(tmp_path), 'fit', resume=True)
     assert files(tmp_path) == []
+
+
+def test_a_resumed_fit_that_ends_before_it_begins_leaves_no_trace(tmp_path):
+    class Stop(Callback):
+        def before_fit(self): raise KeyboardInterrupt
+    with pytest.raises(Killed): fit(learner(tmp_path), 'fit', Kill(), resume=True)
+    learn = learner(tmp_path)
+    with pytest.raises(KeyboardInterrupt): fit(learn, 'fit', Stop(), resume=True)
+    fit(learn, 'fit')
+    assert len(rows(learn)) == 2

@@ -216,7 +216,7 @@ def answering_signals(
     finally:
         for s, handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../../nbs/train/40_resume.ipynb #e8743270
+# %% ../../nbs/train/40_resume.ipynb #89d31f8c
 class Checkpoints(Callback):
     "Write checkpoints of a fit and continue a killed one from its last checkpoint; needs a `TitleLearner`"
     order = 100
@@ -246,7 +246,9 @@ class Checkpoints(Callback):
             self.resumed = self._resumed() if self.file.exists() else None
             self.attends = True
             try: yield
-            finally: self.attends = self.in_epochs = self.stop_requested = False
+            finally:
+                self.attends = self.in_epochs = self.stop_requested = False
+                self.learn.first_epoch = 0  # where the fit has not come as far as its first epoch
             if self.path is None: Checkpoints.n_finished_fits += 1
             if not self.keep or has_diverged(self.learn): self.file.unlink(missing_ok=True)
 
