@@ -1,6 +1,7 @@
 "Commands as people run them: training, labelling, judging, and what they say when something is wrong."
 import gzip
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_titles_that_were_trained_on_are_not_scored(tmp_path, monkeypatch):
 
 def test_a_rate_that_is_too_high_is_said_in_a_line_and_a_lower_one_may_follow(tmp_path):
     synthetic_catalog(400, 3).to_csv(tmp_path/'c.csv', index=False)
-    options = ['c.csv', '--epochs', 1, '--nh', 8, '--bs', 16, '--plain', '--nolinear', '--threads', 2]
+    options = ['c.csv', '--epochs', 1, '--nh', 8, '--bs', 16, '--plain', '--nolinear', '--threads', 1]
     high = run('bpv_train', *options, '--lr', 1e9, cwd=tmp_path)
     assert high.returncode == 1 and len(high.stderr.strip().splitlines()) == 1 and 'Halve the peak rate with --lr' in high.stderr, high.stderr
     lower = run('bpv_train', *options, '--lr', .1, cwd=tmp_path)
@@ -203,14 +204,17 @@ bad_input = {
 
 
 @pytest.mark.parametrize('command,args,says', bad_input.values(), ids=bad_input)
-def test_errors_are_one_line(tmp_path, command, args, says):
+def test_errors_are_one_line(tmp_path, monkeypatch, capfd, command, args, says):
+    "By the script in the environment's bin, run in this process"
+    monkeypatch.chdir(tmp_path)
     (tmp_path/'empty.tsv').touch(); (tmp_path/'one.tsv').write_text('a title\n'); (tmp_path/'a.xlsx').touch(); (tmp_path/'header.csv').write_text('title\n')
     (tmp_path/'hole.csv').write_text('title,category\nTea,drinks\nOil,\n'); (tmp_path/'latin.csv').write_bytes(b'title,category\nCaf\xe9,drinks\n')
     (tmp_path/'bad.tsv.gz').write_bytes(gzip.compress(b'a\n' * 9_999)[:-9]); (tmp_path/'quote.csv').write_text('title,category\n"Tea,drinks\n')
     before = {p.name for p in tmp_path.iterdir()}
-    ran = run(command, *args, cwd=tmp_path)
-    *_, last = ran.stderr.strip().split('\n')
-    assert ran.returncode == 1 and last.startswith(f'{command}: ') and says in last and 'Traceback' not in ran.stderr
+    monkeypatch.setattr(sys, 'argv', [command, *map(str, args)])
+    with pytest.raises(SystemExit) as ended: runpy.run_path(str(Path(sys.executable).with_name(command)), run_name='__main__')
+    line = ended.value.code  # what Python prints as it ends with 1
+    assert line.startswith(f'{command}: ') and says in line and '\n' not in line and 'Traceback' not in capfd.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} <= before | {'model'}
 
 
@@ -237,6 +241,12 @@ def test_a_model_that_is_replaced_and_answers_that_nobody_accepts(tmp_path):
     assert len(warned(evaluated)) == 1 and 'cut there' in warned(evaluated)[0]
     labelled = run('bpv_predict', 'model', 'titles.tsv', '--quiet', cwd=tmp_path)
     assert len(warned(labelled)) == 1 and warned(labelled)[0].startswith('bpv_predict: no category for 2 rows')
+
+
+def test_a_command_that_fails_ends_with_1_and_a_line(tmp_path):
+    for command, *args in (('bpv_train', 'none.tsv'), ('bpv_evaluate', 'nowhere', 'c.tsv'), ('bpv_predict', 'nowhere', 't.tsv')):
+        ran = run(command, *args, cwd=tmp_path)
+        assert ran.returncode == 1 and ran.stderr.startswith(f'{command}: ') and len(ran.stderr.splitlines()) == 1
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -42,7 +42,7 @@ def new_process(monkeypatch):
 def test_disturbed_and_done_again():
     "Some of the script's runs; by itself it makes 228"
     acts = 'one network,ensemble,label,save,export,evaluate'
-    command = [sys.executable, here/'kill_and_resume.py', '--runs', '8', '--acts', acts]
+    command = [sys.executable, here/'kill_and_resume.py', '--runs', '6', '--acts', acts]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
