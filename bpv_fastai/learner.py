@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ADAM_RATE', 'TitleLearner', 'split_head', 'bpv_learner', 'ngram_learner']
 
-# %% ../nbs/10_learner.ipynb #f2584666
+# %% ../nbs/10_learner.ipynb #6ba0d705
 import json, re, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from fastai.callback.all import ParamScheduler, ProgressCallback, SchedNo, Sugge
 from fastcore.basics import PrettyString
 from fastcore.xtras import join_path_file
 
+from .data.errors import CategorizerError
 from .data.files import whole_file
 from .decide.decider import Decider, label_table
 from .models.average import weights_checksum
@@ -34,7 +35,7 @@ from .train.optimizer import RowAdam
 from .train.resume import Checkpoints, StartsAnywhere
 from .train.schedule import LinearLRFinder, knee, linear_cycle, plot_sweep
 
-# %% ../nbs/10_learner.ipynb #da58e976
+# %% ../nbs/10_learner.ipynb #4939920c
 # fastai's callbacks for other networks or other data, and what to do instead
 _not_for_titles = dict(
     ModelResetter='resets the state of a language model, and these networks keep none between batches: leave it out',
@@ -76,12 +77,17 @@ class TitleLearner(StartsAnywhere, Learner):
         return path
 
     def load(self, file, device=None, **kwargs):
-        "Load weights and optimizer as fastai does, and the decisions that `save` has written beside them"
-        super().load(file, device, **kwargs)
-        decisions = join_path_file(file, self.path/self.model_dir, ext='.decisions.json')
+        """Load weights and optimizer as fastai does, and the decisions that `save` has written beside them.
+
+        Raises `CategorizerError` if the file of decisions is damaged."""
+        decisions, decider = join_path_file(file, self.path/self.model_dir, ext='.decisions.json'), Decider()
         if isinstance(decisions, Path) and decisions.exists():
-            decider = Decider.from_dict(json.loads(decisions.read_text()), self.dls.c)
-            if decider.weights == weights_checksum(self.model): self.fitted_decider = decider
+            try: decider = Decider.from_dict(json.loads(decisions.read_bytes()), self.dls.c)
+            except ValueError as e:
+                remedy = 'Remove the file to load the weights without their decisions'
+                raise CategorizerError(f'damaged, or not for this learner: {e}', path=decisions, remedy=remedy) from e
+        super().load(file, device, **kwargs)
+        if decider.weights == weights_checksum(self.model): self.fitted_decider = decider
         return self
 
     def fit(self,

@@ -1,4 +1,5 @@
 "Files and processes: what is written is whole or unchanged, what is refused is one sentence, what lies around is not run."
+import contextlib
 import csv
 import errno
 import fcntl
@@ -28,12 +29,9 @@ from bpv_fastai.data.tables import TableReader
 from bpv_fastai.train.loaders import TitleDataLoaders
 from bpv_fastai.train.members import MemberSpec, members_folder
 from bpv_fastai.use.predict import map_file
+from commands import call, run, script
 
 saved = Path(__file__).parent/'data'/'categorizer_v1'
-
-
-def run(command, *args, cwd, **kwargs):
-    return subprocess.run([Path(sys.executable).with_name(command), *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=300, **kwargs)
 
 
 def upper(titles):
@@ -221,7 +219,7 @@ def test_two_training_commands_in_one_folder(tmp_path):
     assert process.stdout.readline().strip() == 'locked'
     (tmp_path/'model'/'models'/'ensemble').mkdir(parents=True)
     (tmp_path/'model'/'models'/'ensemble'/'0.json').touch()
-    try: ran = run('bpv_train', 'c.csv', '--fresh', '--epochs', 1, '--nh', 8, '--threads', 1, cwd=tmp_path)
+    try: ran = call('bpv_train', 'c.csv', '--fresh', '--epochs', 1, '--nh', 8, '--threads', 1, cwd=tmp_path)
     finally: process.kill(), process.wait()
     assert ran.returncode == 1 and 'model/models: another training is at work in this folder' in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
     assert (tmp_path/'model'/'models'/'ensemble'/'0.json').exists()
@@ -252,28 +250,31 @@ def test_a_model_is_loaded_while_another_replaces_it(tmp_path):
 
 # --- disks that are full, files that cannot be read or written
 
-def limited(code, tmp_path, size):
-    "Run Python in a process whose files may have so many bytes, and return what it says"
-    def limit(): resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=300, preexec_fn=limit)
+@contextlib.contextmanager
+def limited_files(size):
+    "Let no file of this process grow beyond so many bytes, as on a full disk"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def tree(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
 
 
 no_space = {
-    'labelling to TSV': "cat.predict_file('t.tsv', 'o.tsv', progress=False)",
-    'labelling to CSV': "cat.predict_file('t.tsv', 'o.csv.gz', progress=False)",
-    'labelling to Parquet': "cat.predict_file('t.tsv', 'o.parquet', progress=False)",
-    'saving': "cat.save('m')",
-    'exporting': "cat.to_onnx('m')",
-    'evaluating': "from bpv_fastai.cli.evaluate import bpv_evaluate; bpv_evaluate(m, 'c.csv', out='evaluation')",
-    'training': "from bpv_fastai.cli.train import bpv_train; bpv_train('c.csv', out='m', epochs=1, nh=64, threads=1, nolinear=True)",
+    'labelling to TSV': lambda cat: cat.predict_file('t.tsv', 'o.tsv', progress=False),
+    'labelling to CSV': lambda cat: cat.predict_file('t.tsv', 'o.csv.gz', progress=False),
+    'labelling to Parquet': lambda cat: cat.predict_file('t.tsv', 'o.parquet', progress=False),
+    'saving': lambda cat: cat.save('m'),
+    'exporting': lambda cat: cat.to_onnx('m'),
+    'evaluating': lambda cat: call('bpv_evaluate', saved, 'c.csv', '--out', 'evaluation', cwd='.'),
+    'training': lambda cat: call('bpv_train', 'c.csv', '--out', 'm', '--epochs', 1, '--nh', 64, '--threads', 1, '--nolinear', cwd='.'),
 }
 
 
 @pytest.mark.parametrize('name', no_space)
-def test_a_full_disk(tmp_path, name):
+def test_a_full_disk(tmp_path, monkeypatch, name):
     "One sentence with the file; the old output is intact, and nothing else was left but what a training resumes from"
     if name == 'exporting': pytest.importorskip('onnxruntime', reason='the extra onnx'), pytest.importorskip('onnx', reason='the extra onnx')
     df = synthetic_catalog(600, 12)
@@ -284,10 +285,14 @@ def test_a_full_disk(tmp_path, name):
         (tmp_path/old).write_text('old')
     for file in ('categorizer.json', 'weights.safetensors'): shutil.copy(saved/file, tmp_path/'m')
     before = tree(tmp_path)
-    code = f'm = {str(saved)!r}\nfrom bpv_fastai.categorizer import Categorizer\ncat = Categorizer.load(m)\ntry: {no_space[name]}\nexcept OSError as e: print(type(e).__name__, e)\n'
-    ran = limited(code, tmp_path, {'training': 20_000, 'evaluating': 1_000}.get(name, 4_000))
-    said = (ran.stderr.strip() or ran.stdout.strip()).splitlines()[-1]
-    assert 'ree space there' in said and ('File too large' in said or 'os error 27' in said) and 'Traceback' not in ran.stderr, ran.stdout + ran.stderr
+    monkeypatch.chdir(tmp_path)
+    cat = Categorizer.load(saved)
+    with limited_files({'training': 20_000, 'evaluating': 1_000}.get(name, 4_000)):
+        try: said = no_space[name](cat).stderr
+        except OSError as e: said = str(e)
+    assert 'Traceback' not in said, said
+    *_, said = said.splitlines()
+    assert 'ree space there' in said and ('File too large' in said or 'os error 27' in said), said
     assert any(part in said for part in ('o.tsv: ', 'o.csv.gz: ', 'o.parquet: ', 'm/', 'evaluation/')), said
     after = tree(tmp_path)
     assert {path: after.get(path) for path in before} == before
@@ -297,7 +302,7 @@ def test_a_full_disk(tmp_path, name):
 def test_a_full_disk_under_the_standard_output(tmp_path):
     (tmp_path/'t.tsv').write_text('a\n' * 10)
     with open('/dev/full', 'w') as full:
-        ran = subprocess.run([Path(sys.executable).with_name('bpv_predict'), saved, 't.tsv', '--out', '-'], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+        ran = subprocess.run([script('bpv_predict'), saved, 't.tsv', '--out', '-'], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ran.returncode == 1 and ran.stderr.startswith('bpv_predict: standard output: No space left on device. Free space there') and len(ran.stderr.splitlines()) == 1, ran.stderr
 
 
@@ -377,7 +382,7 @@ def test_a_catalog_that_changes_between_two_runs_of_training(tmp_path):
     weights = list((tmp_path/'model'/'models'/'ensemble').glob('*.safetensors'))
     assert len(weights) == 2
     df.assign(title=df['title'] + ' x').to_csv(tmp_path/'c.csv', index=False)
-    ran = run('bpv_train', *options, cwd=tmp_path)
+    ran = call('bpv_train', *options, cwd=tmp_path)
     assert ran.returncode == 1 and 'holds members of another training' in ran.stderr and '--fresh starts anew' in ran.stderr, ran.stderr
     assert all(w.exists() for w in weights)
 
@@ -388,7 +393,7 @@ def test_pipes_and_folders_are_no_output(tmp_path):
     with pytest.raises(CatalogError, match='this is a pipe or a device'): map_file(tmp_path/'t.tsv', tmp_path/'o.tsv', upper)
     (tmp_path/'file').touch()
     with pytest.raises(FileError, match='file: File exists. Choose another place'): map_file(tmp_path/'t.tsv', tmp_path/'file'/'o.tsv', upper)
-    ran = run('bpv_train', 't.tsv', '--title', 0, '--category', 0, '--out', 'file', cwd=tmp_path)
+    ran = call('bpv_train', 't.tsv', '--title', 0, '--category', 0, '--out', 'file', cwd=tmp_path)
     assert ran.returncode == 1 and len(ran.stderr.splitlines()) == 1
 
 
@@ -418,9 +423,9 @@ def test_formulas_are_escaped_for_spreadsheets(tmp_path, name):
 @pytest.mark.parametrize('name', ['o.tsv', 'o.parquet', '-'])
 def test_other_forms_are_left_alone(tmp_path, name):
     (tmp_path/'t.tsv').write_text('=1\n')
-    ran = run('bpv_predict', saved, 't.tsv', '--out', name, '--spreadsheet', cwd=tmp_path)
+    ran = call('bpv_predict', saved, 't.tsv', '--out', name, '--spreadsheet', cwd=tmp_path)
     assert ran.returncode == 1 and f'{name}: only CSV is written for spreadsheets. Name a file that ends in .csv' in ran.stderr and names(tmp_path) == {'t.tsv'}
-    assert run('bpv_predict', saved, 't.tsv', cwd=tmp_path).returncode == 0 and (tmp_path/'predictions.tsv').read_text().startswith('=1\t')
+    assert call('bpv_predict', saved, 't.tsv', cwd=tmp_path).returncode == 0 and (tmp_path/'predictions.tsv').read_text().startswith('=1\t')
 
 
 def test_the_tables_of_an_evaluation_for_spreadsheets(tmp_path, monkeypatch):

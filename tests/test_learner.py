@@ -12,7 +12,7 @@ from fastai.learner import load_learner
 from fastai.torch_core import set_seed
 
 from bpv_fastai.categorizer import Categorizer
-from bpv_fastai.data.errors import CatalogError, TitleWarning, TrainingDiverged
+from bpv_fastai.data.errors import CatalogError, CategorizerError, TitleWarning, TrainingDiverged
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.decide.decider import Decider
 from bpv_fastai.decide.metrics import CategoryCounts
@@ -332,6 +332,19 @@ def test_decisions_are_saved_and_loaded_with_weights(tmp_path):
     assert decisions(learn.load('two')) == (None, True)
     with (tmp_path/'open').open('wb') as f: learn.save(f)
     with (tmp_path/'open').open('rb') as f: assert decisions(learn.load(f)) == (None, True)
+
+
+@pytest.mark.parametrize('damage', [lambda text: text[:50], lambda text: '[]', lambda text: '\x00',
+                                    lambda text: text.replace('"slope": [', '"slope": [1.0, ')])
+def test_damaged_decisions_are_named(tmp_path, damage):
+    learn = train(synthetic_catalog(400, 4), path=tmp_path)
+    learn.save('one')
+    path, before = tmp_path/'models'/'one.decisions.json', decisions(learn)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(CategorizerError, match='one.decisions.json: damaged, or not for this learner: .*Remove'): learn.load('one')
+    assert decisions(learn) == before
+    path.unlink()
+    assert decisions(bpv_learner(learn.dls, nh=8).load('one')) == (None, False)
 
 
 def test_decisions_stay_where_weights_come_back(tmp_path):

@@ -138,7 +138,7 @@ def _check_part(
     usable = pd.DataFrame(dict(df.items()) | columns).iloc[np.delete(np.arange(len(df)), positions)]
     return usable.astype(dict.fromkeys(texts, 'str')), bad
 
-# %% ../../nbs/data/40_catalog.ipynb #3ad56a8e
+# %% ../../nbs/data/40_catalog.ipynb #3c051630
 _numeric = {'integer', 'floating', 'mixed-integer-float', 'decimal'}  # as pandas infers them
 
 def read_catalog(
@@ -168,7 +168,7 @@ def read_catalog(
     if bad and on_bad == 'raise': raise _bad_row_error(name, bad)
     df = pd.concat(usable, ignore_index=from_file).set_axis(['title', 'category', *other_cols], axis=1)
     if df.empty:
-        problem = f'none of the {n:,} rows is usable; the first: {bad[0].problem} (row {bad[0].row})'
+        problem = f'no row is usable; the first of {n:,}: {bad[0].problem} (row {bad[0].row})'
         raise CatalogError(problem, path=name)
     report = CatalogReport.from_df(df, name, dropped=n - len(df), bad=bad, numbers=numbers)
     report.attach(df)

@@ -45,14 +45,13 @@ def sortish_order(
     if longest >= n_moved * bs: order[[0, longest]] = order[[longest, 0]]
     return order
 
-# %% ../../nbs/data/70_sampler.ipynb #dc998bd6
+# %% ../../nbs/data/70_sampler.ipynb #d1db9b7f
 def interleave(
     order: np.ndarray, # (n,) indices, in batches of bs * world_size
     world_size: int, # number of processes
-    even: bool = True, # repeat the last index until all shares have the same size
 ) -> np.ndarray: # the share of process 0, then that of process 1, ...
-    "Deal an order out to `world_size` processes"
-    if even and len(order): order = np.concatenate([order, np.repeat(order[-1:], -len(order) % world_size)])
+    "Deal an order out to `world_size` processes, the last index repeated until all shares have the same size"
+    if len(order): order = np.concatenate([order, np.repeat(order[-1:], -len(order) % world_size)])
     return np.concatenate([order[r::world_size] for r in range(world_size)]) if world_size > 1 else order
 
 # %% ../../nbs/data/70_sampler.ipynb #74472e23

@@ -160,7 +160,7 @@ class Titles:
         megabytes = (self.buffer.nbytes + self.offsets.nbytes) / 1e6
         return f'Titles: {len(self):,} titles, {len(self.buffer):,} tokens of {len(self.vocab)}, {megabytes:.1f} MB'
 
-# %% ../../nbs/data/60_titles.ipynb #f5e88349
+# %% ../../nbs/data/60_titles.ipynb #a65a497f
 def _encode_chunk(titles: list, lengths: np.ndarray, vocab: CharVocab) -> np.ndarray:
     "Return the token ids of some titles, each between begin and end"
     stops = np.cumsum(lengths)
@@ -172,7 +172,7 @@ def warn_cut(
 ):
     "Warn once about all titles that were longer than `max_len`"
     n_cut, n = sum(t.n_cut for t in titles), sum(map(len, titles))
-    problem = f'{n_cut:,} of {n:,} titles are longer than {titles[0].max_len} characters and were cut there'
+    problem = f'the characters after the first {titles[0].max_len} were cut off in {n_cut:,} of {n:,} titles'
     if n_cut: warnings.warn(TitleWarning(problem, remedy=Remedy('Set {max_len} to change this')), stacklevel=3)
 
 # %% ../../nbs/data/60_titles.ipynb #50e534bd

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['coverage_curve', 'threshold_for', 'plot_coverage']
 
-# %% ../../nbs/decide/60_coverage.ipynb #9822f947
+# %% ../../nbs/decide/60_coverage.ipynb #462f77ec
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.axes import Axes
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 # %% ../../nbs/decide/60_coverage.ipynb #7076b39f
 def coverage_curve(
@@ -23,7 +23,7 @@ def coverage_curve(
                            coverage=accepted / max(1, len(c)), precision=right / accepted))
     return df[np.diff(c, append=-np.inf) != 0].reset_index(drop=True)
 
-# %% ../../nbs/decide/60_coverage.ipynb #51c730d7
+# %% ../../nbs/decide/60_coverage.ipynb #db22b601
 def threshold_for(
     confidence: np.ndarray, # (n,) confidence of each prediction
     correct: np.ndarray, # (n,) bool, whether it was right
@@ -38,7 +38,7 @@ def threshold_for(
     if not len(curve): return float('inf')
     rows = np.searchsorted(curve.coverage, np.linspace(1 / n_steps, 1, n_steps)).clip(max=len(curve) - 1)
     tried = curve.iloc[np.unique(rows)]
-    bound = np.nan_to_num(beta.ppf((1 - certainty) / len(tried), tried.right, tried.accepted - tried.right + 1))
+    bound = np.nan_to_num(betaincinv(tried.right, tried.accepted - tried.right + 1, (1 - certainty) / len(tried)))
     good = tried.threshold[bound >= precision]
     return float(good.min()) if len(good) else float('inf')
 
