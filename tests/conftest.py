@@ -1,7 +1,7 @@
 "Closes a run with the counts on a line of their own."
 import os
 
-os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # two processes with two threads each would wait for each other
 
 
 def pytest_unconfigure(config):

@@ -232,7 +232,7 @@ def test_a_parent_killed_before_its_members_train_leaves_no_processes(tmp_path, 
 
 
 @needs_proc
-@pytest.mark.parametrize('to, names', [('group', 'SIGINT'), ('group', 'SIGHUP SIGCONT SIGHUP SIGTERM'), ('parent', 'SIGTERM')])
+@pytest.mark.parametrize('to, names', [('group', 'SIGINT'), ('parent', 'SIGHUP SIGCONT SIGHUP SIGTERM')])
 def test_signals_leave_checkpoints(tmp_path, to, names):
     "Ctrl-C, the end of a cluster's lease, a terminal that closes, a notebook's server"
     script = Script(tmp_path)

@@ -15,7 +15,7 @@ notebook = Path(__file__).parent.parent/'nbs'/'tutorials'/'10_quickstart.ipynb'
 def test_every_cell_runs(monkeypatch, tmp_path):
     matplotlib.use('Agg')
     monkeypatch.chdir(tmp_path)
-    sample = usda_foods().sample(12_000, random_state=0).reset_index(drop=True)
+    sample = usda_foods().sample(6_000, random_state=0).reset_index(drop=True)
     monkeypatch.setattr(bpv_fastai.all, 'usda_foods', lambda: sample)
     names = {}
     cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']

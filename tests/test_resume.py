@@ -29,6 +29,7 @@ from bpv_fastai.learner import bpv_learner, ngram_learner
 from bpv_fastai.train.loaders import TitleDataLoaders
 from bpv_fastai.train.optimizer import RowAdam
 from bpv_fastai.train.resume import Checkpoints, FitState
+from commands import call, script
 
 here = Path(__file__).parent
 
@@ -50,10 +51,9 @@ def test_disturbed_and_done_again():
 def test_an_interrupted_training_leaves_checkpoints_and_resumes(tmp_path):
     synthetic_catalog(3_000, 8).to_csv(tmp_path/'c.csv', index=False)
     options = '--nh 24 --bs 16 --nolinear --plain --threads 2 --checkpoint .01'.split()
-    def bpv_train(epochs): return [Path(sys.executable).with_name('bpv_train'), 'c.csv', '--epochs', epochs, *options]
     # a shell that starts tests in the background hands down that SIGINT is ignored
     def listen(): signal.signal(signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(bpv_train('100'), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    process = subprocess.Popen([script('bpv_train'), 'c.csv', '--epochs', '100', *options], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, preexec_fn=listen)
     while 'training forward' not in process.stdout.readline(): assert process.poll() is None
     members = tmp_path/'model'/'models'/'ensemble'
@@ -66,9 +66,9 @@ def test_an_interrupted_training_leaves_checkpoints_and_resumes(tmp_path):
     assert process.returncode == 130 and 'Traceback' not in errors and 'the same command resumes' in errors
     assert any(p.stat().st_mtime >= sent for p in members.glob('*.checkpoint'))
     assert not (tmp_path/'model'/'categorizer.json').exists()
-    other = subprocess.run(bpv_train('1'), cwd=tmp_path, capture_output=True, text=True)
+    other = call('bpv_train', 'c.csv', '--epochs', 1, *options, cwd=tmp_path)
     assert other.returncode == 1 and 'holds members of another training' in other.stderr and '--fresh' in other.stderr
-    fresh = subprocess.run([*bpv_train('1'), '--fresh'], cwd=tmp_path, capture_output=True, text=True)
+    fresh = call('bpv_train', 'c.csv', '--epochs', 1, *options, '--fresh', cwd=tmp_path)
     assert fresh.returncode == 0 and (tmp_path/'model'/'categorizer.json').exists()
 
 

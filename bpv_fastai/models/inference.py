@@ -73,7 +73,7 @@ def usable_cores() -> int: # at least 1
     "Count the cores that this process may use: by its affinity, and by the quota of its container"
     return joblib.cpu_count()
 
-# %% ../../nbs/models/80_inference.ipynb #aa572ed7
+# %% ../../nbs/models/80_inference.ipynb #f68e5e00
 class _TorchThreads:
     "PyTorch's number of threads before any of the present callers came"
     lock, n_callers, before = threading.Lock(), 0, 1
@@ -82,7 +82,8 @@ class _TorchThreads:
 def _restored_torch_threads():
     "Yield PyTorch's number of threads, and restore it"
     with _TorchThreads.lock:
-        if not _TorchThreads.n_callers: _TorchThreads.before = torch.get_num_threads()
+        present = torch.get_num_threads()  # a thread asks once, or it takes over what another has set when it asks
+        if not _TorchThreads.n_callers: _TorchThreads.before = present
         _TorchThreads.n_callers += 1
     try: yield _TorchThreads.before
     finally:
