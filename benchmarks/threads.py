@@ -56,7 +56,7 @@ print(time.time() - begin)
 
 def run_all(commands: list, folder: Path) -> list:
     "Run programs at once; return the number that each prints last, or its seconds"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(('OMP_', 'MKL_'))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(('OMP_', 'GOMP_', 'MKL_'))}
     begin = time.time()
     processes = [subprocess.Popen(c, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                   env=environment) for c in commands]

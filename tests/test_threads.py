@@ -24,10 +24,11 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize('first, policy, then', [('os', None, 'PASSIVE'), ('torch', None, 'None'), ('os', 'active', 'active')])
+@pytest.mark.parametrize('first, policy, then', [
+    ('os', None, 'PASSIVE 2000'), ('torch', None, 'None None'), ('os', 'active', 'active None')])
 def test_threads_sleep_while_they_wait(first, policy, then):
     "Where OpenMP can still be told so, and nobody has said otherwise"
-    code = f'import os, {first}, bpv_fastai; print(os.environ.get("OMP_WAIT_POLICY"))'
+    code = f'import os, {first}, bpv_fastai; print(*map(os.environ.get, ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")))'
     env = dict(OMP_WAIT_POLICY=policy) if policy else {}
     ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env)
     assert ran.stdout.strip() == then
