@@ -97,7 +97,7 @@ def main(
     sizes: str = '2000,10000,40000', # numbers of training titles
     seeds: str = '0,1,2', # of split and weights
     kinds: str = 'bag,qrnn,lstm', # of networks
-    rates: str = 'all', # 'all', or 'suggested' for the suggestion alone
+    rates: str = 'all', # 'all', 'grid', or 'suggested' for the suggestion alone
     summary_only: bool = False, # run nothing, and write the table
 ):
     "Measure what is missing, and write the table"
@@ -105,7 +105,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     jobs = product(sizes.split(','), seeds.split(','), kinds.split(','), ('sgd', 'adam'))
     for n, seed, kind, opt in () if summary_only else jobs:
-        for rate in ([] if rates == 'suggested' else grids[kind][opt]) + ['suggested']:
+        for rate in grids[kind][opt] * (rates != 'suggested') + ['suggested'] * (rates != 'grid'):
             path = folder/f'{kind}-{opt}-{n}-{seed}-{rate}.json'
             lock = FileLock(path.with_name(f'{path.name}.lock'))
             if path.exists(): continue

@@ -1,11 +1,10 @@
 """What processes on the same cores cost each other: two notebooks that train, commands, members side by side.
 
-    python benchmarks/threads.py --out results/threads.json
+    python benchmarks/threads.py
 
 Each line is the time alone, then of two at once, with the threads that each takes by itself. With fair shares the
 ratio is at most 2. The lines in which PyTorch is imported before this library are as it was without it: OpenMP's
 threads spin while they wait."""
-import json
 import os
 import subprocess
 import sys
@@ -15,14 +14,16 @@ from pathlib import Path
 
 from fastcore.script import call_parse
 
+from bpv_fastai.data.samples import synthetic_catalog
+from common import save
+
 TRAIN = '''
-import sys, time
+import time
 {first}
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.learner import bpv_learner
 from bpv_fastai.train.loaders import TitleDataLoaders
-from fastai.callback.core import Callback
-from fastai.callback.core import CancelFitException
+from fastai.callback.core import Callback, CancelFitException
 import warnings
 warnings.simplefilter('ignore')
 
@@ -43,7 +44,7 @@ with learn.quiet(): learn.fit(9)
 '''
 
 ENSEMBLE = '''
-import time, torch
+import time
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.train.loaders import TitleDataLoaders
@@ -54,8 +55,8 @@ print(time.time() - begin)
 '''
 
 
-def run_all(commands: list, folder: Path) -> list:
-    "Run programs at once; return the number that each prints last, or its seconds"
+def run_all(commands: list, folder: Path, prints: bool = False) -> list:
+    "Run programs at once; return the seconds of each, or the number that each prints last"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(('OMP_', 'GOMP_', 'MKL_'))}
     begin = time.time()
     processes = [subprocess.Popen(c, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -64,25 +65,23 @@ def run_all(commands: list, folder: Path) -> list:
     for process in processes:
         out, err = process.communicate()
         if process.returncode: sys.exit(err)
-        last = out.split()[-1]
-        numbers.append(float(last) if last.replace('.', '').replace('e-', '').isdigit() else time.time() - begin)
+        numbers.append(float(out.split()[-1]) if prints else time.time() - begin)
     return numbers
 
 
 @call_parse
 def main(
     seconds: float = 10., # that notebooks train
-    out: str = None, # file for the figures, as JSON
 ):
-    "Measure, and print a table"
-    from bpv_fastai.data.samples import synthetic_catalog
+    "Measure, print a table and keep it"
     folder, figures = Path(tempfile.mkdtemp()), []
     synthetic_catalog(3_000, 50).to_csv(folder/'catalog.csv', index=False)
     synthetic_catalog(30_000, 50, seed=1)[['title']].to_csv(folder/'titles.csv', index=False)
     def python(code, **values): return [sys.executable, '-W', 'ignore', '-c', code.format(**values)]
     def notebooks(n, first): return [python(TRAIN, first=first, start=time.time() + 20, seconds=seconds)] * n
     def command(name, *args): return [str(Path(sys.executable).with_name(name)), *map(str, args)]
-    def train(i): return command('bpv_train', 'catalog.csv', '--out', f'model{i}', '--epochs', 1, '--nh', 64, '--nolinear')
+    def train(i):
+        return command('bpv_train', 'catalog.csv', '--out', f'model{i}', '--epochs', 1, '--nh', 64, '--nolinear')
     def predict(i): return command('bpv_predict', 'model0', 'titles.csv', '--out', f'out{i}.tsv', '--quiet')
     def note(what, alone, at_once):
         figures.append(dict(what=what, alone=round(alone, 3), two=[round(s, 3) for s in at_once],
@@ -90,9 +89,9 @@ def main(
         print(*figures[-1].values(), sep='\t', flush=True)
     print('what', 'alone', 'two at once', 'ratio', sep='\t')
     for what, first in (('a batch, fastai imported first', 'from fastai.text.all import *'), ('a batch', '')):
-        note(what, *run_all(notebooks(1, first), folder), run_all(notebooks(2, first), folder))
+        note(what, *run_all(notebooks(1, first), folder, True), run_all(notebooks(2, first), folder, True))
     for what, made in (('bpv_train', train), ('bpv_predict', predict)):
         note(what, *run_all([made(0)], folder), run_all([made(0), made(1)], folder))
-    one_by_one, beside = (run_all([python(ENSEMBLE, n_jobs=n)], folder)[0] for n in (1, 2))
+    one_by_one, beside = (run_all([python(ENSEMBLE, n_jobs=n)], folder, True)[0] for n in (1, 2))
     note('Ensemble.train, one after the other, then side by side', one_by_one, [beside])
-    if out: Path(out).write_text(json.dumps(dict(cores=os.cpu_count(), figures=figures), indent=1))
+    save('threads', dict(figures=figures))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ADAM_RATE', 'TitleLearner', 'split_head', 'bpv_learner', 'ngram_learner']
 
-# %% ../nbs/10_learner.ipynb #6ba0d705
+# %% ../nbs/10_learner.ipynb #f3700f2c
 import json, re, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -33,9 +33,9 @@ from .train.callbacks import (BusyCores, F1Calibration, ReturnMemory, StopAtDive
 from .train.loaders import TitleDataLoaders, TitleDL, as_series
 from .train.optimizer import RowAdam
 from .train.resume import Checkpoints, StartsAnywhere
-from .train.schedule import LinearLRFinder, knee, linear_cycle, plot_sweep
+from .train.schedule import FALL_AT_PEAK, LinearLRFinder, knee, linear_cycle, plot_sweep
 
-# %% ../nbs/10_learner.ipynb #4939920c
+# %% ../nbs/10_learner.ipynb #1d7ee71b
 # fastai's callbacks for other networks or other data, and what to do instead
 _not_for_titles = dict(
     ModelResetter='resets the state of a language model, and these networks keep none between batches: leave it out',
@@ -80,14 +80,14 @@ class TitleLearner(StartsAnywhere, Learner):
         """Load weights and optimizer as fastai does, and the decisions that `save` has written beside them.
 
         Raises `CategorizerError` if the file of decisions is damaged."""
-        decisions, decider = join_path_file(file, self.path/self.model_dir, ext='.decisions.json'), Decider()
+        decisions, decider = join_path_file(file, self.path/self.model_dir, ext='.decisions.json'), None
         if isinstance(decisions, Path) and decisions.exists():
             try: decider = Decider.from_dict(json.loads(decisions.read_bytes()), self.dls.c)
             except ValueError as e:
                 remedy = 'Remove the file to load the weights without their decisions'
                 raise CategorizerError(f'damaged, or not for this learner: {e}', path=decisions, remedy=remedy) from e
         super().load(file, device, **kwargs)
-        if decider.weights == weights_checksum(self.model): self.fitted_decider = decider
+        if decider and decider.weights == weights_checksum(self.model): self.fitted_decider = decider
         return self
 
     def fit(self,
@@ -180,12 +180,10 @@ class TitleLearner(StartsAnywhere, Learner):
         raise NotImplementedError('there is no augmentation of titles to average over: use get_preds, or average '
                                   'networks that read forward and backward by Ensemble')
 
-# %% ../nbs/10_learner.ipynb #adfec8da
+# %% ../nbs/10_learner.ipynb #21d6d48b
 ADAM_RATE = .008  # peak rate with an optimizer that divides by the size of gradients; benchmarks/results/rate.json
 
-def _own_rate(opt_func: Callable, sgd_rate: float) -> float:
-    "Return the peak rate of a learner to which none is given"
-    return sgd_rate if getattr(opt_func, 'func', opt_func) is SGD else ADAM_RATE
+def _is_sgd(opt_func: Callable) -> bool: return getattr(opt_func, 'func', opt_func) is SGD
 
 def split_head(
     model: torch.nn.Module, # a network whose last child is its head
@@ -200,7 +198,7 @@ def _title_learner(dls: TitleDataLoaders, model: torch.nn.Module, metrics=None, 
     cbs = [StopAtDivergence(), ReturnMemory(), BusyCores(), F1Calibration(), *L(cbs)]
     return TitleLearner(dls, model.to(dls.device), metrics=metrics, cbs=cbs, splitter=split_head, **kwargs)
 
-# %% ../nbs/10_learner.ipynb #ad051598
+# %% ../nbs/10_learner.ipynb #183764dc
 def bpv_learner(
     dls: TitleDataLoaders, # titles and categories
     nh: int = 512, # width of a recurrent layer; 128 for a CPU
@@ -223,9 +221,9 @@ def bpv_learner(
     "Create a `Learner` with the network of the paper (section 4) and its way of training (5.2)"
     if backwards is not None and backwards != dls.train.backwards: dls = dls.with_backwards(backwards)
     model = TitleClassifier(len(dls.char_vocab), dls.c, nh, n_layers, emb_sz, views, cell, drop_mult=drop_mult)
-    return _title_learner(dls, model, metrics, cbs, loss_func=loss_func, opt_func=opt_func,
-                          lr=_own_rate(opt_func, .8) if lr is None else lr, wd=wd, moms=moms, path=path,
-                          model_dir=model_dir)
+    if lr is None: lr = .8 if _is_sgd(opt_func) else ADAM_RATE
+    return _title_learner(dls, model, metrics, cbs, loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, moms=moms,
+                          path=path, model_dir=model_dir)
 
 # %% ../nbs/10_learner.ipynb #e5ac9408
 @patch
@@ -316,10 +314,12 @@ def decide(self: TitleLearner,
     top = top_probs(self.model, dl, max(top_k, decider.k))[np.argsort(dl.get_idxs())]
     return label_table(titles.tolist(), top, decider, self.dls.vocab, top_k, rule, index=titles.index)
 
-# %% ../nbs/10_learner.ipynb #2d788425
+# %% ../nbs/10_learner.ipynb #5b488b18
 def _sweep_length(learn: TitleLearner) -> int:
     "Return the batches of six epochs, at least 250 and at most 500"
     return min(500, max(250, 6 * len(learn.dls.train)))
+
+def _fall_at_peak(learn: TitleLearner) -> float: return FALL_AT_PEAK['sgd' if _is_sgd(learn.opt_func) else 'adam']
 
 @patch
 def lr_find(self: TitleLearner,
@@ -332,6 +332,7 @@ def lr_find(self: TitleLearner,
 ) -> tuple | None: # fastai's `SuggestedLRs`, named after `suggest_funcs`
     "Train with a rate that rises exponentially at the momentum of a cycle's peak, restore the weights, suggest rates"
     at_peak, smooth_loss = ParamScheduler(dict(mom=SchedNo(self.moms[1], self.moms[1]))), self.recorder.smooth_loss
+    suggest_funcs = [partial(knee, share=_fall_at_peak(self)) if f is knee else f for f in L(suggest_funcs)]
     beta, smooth_loss.beta = smooth_loss.beta, .92
     try:
         with self.added_cbs(at_peak):
@@ -343,7 +344,7 @@ def lr_find(self: TitleLearner,
         plt.gca().axvline(lrs[np.nanargmin(losses)], color='gray', ls=':')
     return suggested
 
-# %% ../nbs/10_learner.ipynb #a32c7637
+# %% ../nbs/10_learner.ipynb #1d8f97fb
 @patch
 def lr_sweep(self: TitleLearner,
     end_lr: float | None = None, # rate at the end; ten times the learner's `lr` if None (the paper: 3)
@@ -357,10 +358,10 @@ def lr_sweep(self: TitleLearner,
     with self.no_logging(): self.fit(num_it // len(self.dls.train) + 1, cbs=finder)
     lrs, losses = (np.array(values, dtype=float) for values in (self.recorder.lrs, self.recorder.losses))
     sweep = pd.DataFrame(dict(lr=lrs, loss=losses, mom=finder.scheds['mom'](0)))
-    if show_plot: plot_sweep(sweep)
+    if show_plot: plot_sweep(sweep, _fall_at_peak(self))
     return sweep
 
-# %% ../nbs/10_learner.ipynb #aaf06b32
+# %% ../nbs/10_learner.ipynb #30576973
 @patch
 def momentum_sweep(self: TitleLearner,
     moms: Sequence[float] = (.99, .95, .9, .85, .8), # momenta to compare
@@ -370,7 +371,7 @@ def momentum_sweep(self: TitleLearner,
 ) -> pd.DataFrame: # lr, loss (smoothed), mom
     "Sweep the rate at several momenta, each from the same weights (5.4, Figure 4)"
     sweep = pd.concat([self.lr_sweep(end_lr, num_it, mom, show_plot=False) for mom in moms], ignore_index=True)
-    if show_plot: plot_sweep(sweep)
+    if show_plot: plot_sweep(sweep, _fall_at_peak(self))
     return sweep
 
 # %% ../nbs/10_learner.ipynb #ccb01f9c
@@ -406,7 +407,7 @@ def to_fp32(self: TitleLearner) -> TitleLearner: # itself
     _set_autocast(self, None)
     return Learner.to_fp32(self) if hasattr(self, 'mixed_precision') else self
 
-# %% ../nbs/10_learner.ipynb #123550cd
+# %% ../nbs/10_learner.ipynb #5e8c084f
 class _WeighNgrams(Callback):
     "Weigh the n-grams of a new bag by how many training titles have them, and choose its kind of gradients"
     order = -20
@@ -436,5 +437,5 @@ def ngram_learner(
     # a bag needs no padding, and a batch of titles of one length is less varied
     if len(dls.train_ds): dls = dls.with_train(window=1)
     model = NgramBag(len(dls.char_vocab), dls.c, letter_ids(dls.char_vocab.chars), **sizes)
-    if lr is None: lr = _own_rate(opt_func, 10 * dls.train.bs / 128 * min(1, (64 / sizes['dim'])**.5))
+    if lr is None: lr = 10 * dls.train.bs / 128 * min(1, (64 / sizes['dim'])**.5) if _is_sgd(opt_func) else ADAM_RATE
     return _title_learner(dls, model, metrics, [_WeighNgrams(), *L(cbs)], opt_func=opt_func, wd=0., path=path, lr=lr)

@@ -152,7 +152,7 @@ def test_weights_that_are_not_what_they_should_be(copy):
 
 def test_no_memory_is_taken_for_sizes_that_are_only_declared(copy):
     networks = json.loads((copy/'categorizer.json').read_text())['networks']
-    signed(copy, networks=[n | dict(nh=16_384, n_layers=32, emb_sz=16_384) for n in networks] * 20)
+    signed(copy, networks=[n | dict(nh=16_384, n_layers=32, emb_sz=16_384) for n in networks] * 400)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CategorizerError, match='bytes; the sizes'): Categorizer.load(copy)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB

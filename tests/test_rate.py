@@ -28,14 +28,14 @@ makers = dict(lstm=partial(bpv_learner, nh=16, drop_mult=.2), qrnn=partial(bpv_l
               bag=partial(ngram_learner, n_rows=2**12, dim=16))
 
 
-@given(st.lists(st.floats(.1, 9.), min_size=3, max_size=60), st.integers(0, 3))
-def test_knee_against_a_loop(losses, n_nan):
+@given(st.lists(st.floats(.1, 9.), min_size=3, max_size=60), st.integers(0, 3), st.floats(.5, 1.))
+def test_knee_against_a_loop(losses, n_nan, share):
     losses = losses + [float('nan')] * n_nan  # a sweep that ends in a divergence
     lrs = np.geomspace(.01, 10, len(losses))
     lowest = min(loss for loss in losses if loss == loss)
     for lr, loss in zip(lrs, losses):
-        if losses[0] - loss >= FALL_AT_PEAK * (losses[0] - lowest) - 1e-9: break
-    rate, point = knee(torch.tensor(lrs), torch.tensor(losses, dtype=torch.float64), len(losses))
+        if loss <= losses[0] - share * (losses[0] - lowest): break
+    rate, point = knee(torch.tensor(lrs), torch.tensor(losses, dtype=torch.float64), len(losses), share)
     assert rate == point[0] == lr and point[1] == loss
 
 
@@ -60,6 +60,10 @@ def test_lr_find_sweeps_around_the_own_rate_and_leaves_no_trace(dls, kind, opt_f
     assert len(hypers.rates) == 250 or learn.recorder.losses[-1] > 3 * min(learn.recorder.losses)  # it diverged before
     assert set(hypers.momenta) == {learn.moms[1]}
     assert learn.lr / 10 <= suggested.knee <= 10 * learn.lr
+    share = FALL_AT_PEAK['sgd' if opt_func is None else 'adam']
+    losses, lrs = (np.array(values, dtype=float)[25:-5] for values in (learn.recorder.losses, learn.recorder.lrs))
+    at = int(np.argmin(np.abs(lrs - suggested.knee)))
+    assert losses[0] - losses[at] >= share * (losses[0] - losses.min()) - 1e-6 > losses[0] - losses[:at].min() - 2e-6
     assert all(torch.equal(before[name], p) for name, p in learn.model.named_parameters())
     assert learn.recorder.smooth_loss.beta == .98 and not hasattr(learn, 'param_scheduler')
 

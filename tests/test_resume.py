@@ -53,8 +53,8 @@ def test_an_interrupted_training_leaves_checkpoints_and_resumes(tmp_path):
     options = '--nh 24 --bs 16 --nolinear --plain --threads 2 --checkpoint .01'.split()
     # a shell that starts tests in the background hands down that SIGINT is ignored
     def listen(): signal.signal(signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen([script('bpv_train'), 'c.csv', '--epochs', '100', *options], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, preexec_fn=listen)
+    process = subprocess.Popen([script('bpv_train'), 'c.csv', '--epochs', '100', *options], cwd=tmp_path,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while 'training forward' not in process.stdout.readline(): assert process.poll() is None
     members = tmp_path/'model'/'models'/'ensemble'
     while len(list(members.glob('*.checkpoint'))) < 2:  # until both are at work

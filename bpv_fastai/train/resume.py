@@ -25,7 +25,7 @@ from ..data.sampler import SortishSampler
 from .callbacks import has_diverged
 from .loaders import TitleDL
 
-# %% ../../nbs/train/40_resume.ipynb #8d89782a
+# %% ../../nbs/train/40_resume.ipynb #361c3e45
 def _writes_checkpoints(cb: Callback) -> bool: return hasattr(type(cb), 'attending_fit')
 
 class StartsAnywhere:
@@ -35,14 +35,17 @@ class StartsAnywhere:
     def _with_events(self, f, event_type, ex, final=noop):
         attendants = list(filter(_writes_checkpoints, self.cbs)) if event_type == 'fit' else []
         is_search = any(isinstance(cb, LRFinder) for cb in self.cbs)
-        with attendants[-1].attending_fit() if attendants and not is_search else nullcontext():
-            super()._with_events(f, event_type, ex, final)
+        try:
+            with attendants[-1].attending_fit() if attendants and not is_search else nullcontext():
+                super()._with_events(f, event_type, ex, final)
+        finally:
+            if event_type == 'fit': self.first_epoch = 0  # also where a fit ends before its first epoch
 
     def _do_fit(self):
-        first, self.first_epoch = self.first_epoch, 0
         bar = getattr(getattr(self, 'progress', None), 'mbar', None)
-        if first and bar: bar.update(0)  # fastprogress has no bar that begins in the middle
-        for self.epoch in range(first, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        if self.first_epoch and bar: bar.update(0)  # fastprogress has no bar that begins in the middle
+        for self.epoch in range(self.first_epoch, self.n_epoch):
+            self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
     def all_batches(self):
         self.n_iter = len(self.dl)
@@ -216,7 +219,7 @@ def answering_signals(
     finally:
         for s, handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../../nbs/train/40_resume.ipynb #89d31f8c
+# %% ../../nbs/train/40_resume.ipynb #e8743270
 class Checkpoints(Callback):
     "Write checkpoints of a fit and continue a killed one from its last checkpoint; needs a `TitleLearner`"
     order = 100
@@ -246,9 +249,7 @@ class Checkpoints(Callback):
             self.resumed = self._resumed() if self.file.exists() else None
             self.attends = True
             try: yield
-            finally:
-                self.attends = self.in_epochs = self.stop_requested = False
-                self.learn.first_epoch = 0  # where the fit has not come as far as its first epoch
+            finally: self.attends = self.in_epochs = self.stop_requested = False
             if self.path is None: Checkpoints.n_finished_fits += 1
             if not self.keep or has_diverged(self.learn): self.file.unlink(missing_ok=True)
 

@@ -39,7 +39,7 @@ def plot_schedule(
         ax.set(xlabel='iterations, %', ylabel=label)
     return axs
 
-# %% ../../nbs/train/20_schedule.ipynb #9cbc545b
+# %% ../../nbs/train/20_schedule.ipynb #bd0b9a76
 class LinearLRFinder(LRFinder):
     "fastai's `LRFinder` with a rate that rises in a straight line, at one momentum if given"
     def __init__(self,
@@ -57,21 +57,23 @@ class LinearLRFinder(LRFinder):
         super().after_batch()
         if self.stop_div and not torch.isfinite(self.smooth_loss): raise CancelFitException()
 
-FALL_AT_PEAK = .85  # share of the fall of the loss that a good peak rate has made; benchmarks/results/rate.json
+FALL_AT_PEAK = dict(sgd=.85, adam=.95)  # share of the loss's fall at a good peak rate; benchmarks/results/rate.json
 
 def knee(
     lrs: Sequence[float], # rates of a sweep, rising
     losses: Sequence[float], # smoothed training losses at these rates
     num_it: int, # iterations of the sweep; not used, fastai passes it
+    share: float = FALL_AT_PEAK['sgd'], # share of its fall that the loss has made there
 ) -> tuple[float, tuple]: # the rate, and the point (rate, loss) of the curve that fastai marks
-    "Suggest the lowest rate at which the loss has made 85% of its fall; for `lr_find(suggest_funcs=knee)`"
+    "Suggest the lowest rate at which the loss has made most of its fall; for `lr_find(suggest_funcs=knee)`"
     lrs, losses = (np.asarray(values, dtype=float) for values in (lrs, losses))
-    enough = losses[0] - FALL_AT_PEAK * (losses[0] - np.nanmin(losses))
+    enough = losses[0] - share * (losses[0] - np.nanmin(losses))
     at = int(np.argmax(losses <= enough))
     return float(lrs[at]), (float(lrs[at]), float(losses[at]))
 
 def plot_sweep(
     sweep: pd.DataFrame, # lr, loss, and mom if several momenta were tried
+    share: float = FALL_AT_PEAK['sgd'], # as in `knee`
     ax: plt.Axes | None = None, # where to draw; a new figure if None
 ) -> plt.Axes: # what was drawn on
     "Plot loss against rate, a line for each momentum, and the peak rate that `knee` suggests (paper, Figure 4)"
@@ -79,7 +81,7 @@ def plot_sweep(
     by_momentum = sweep.groupby('mom', dropna=False)
     for mom, part in by_momentum:
         line, = ax.plot(part.lr, part.loss, label=None if pd.isna(mom) else f'{mom:g}')
-        ax.plot(*knee(part.lr, part.loss, len(part))[1], 'o', color=line.get_color())
+        ax.plot(*knee(part.lr, part.loss, len(part), share)[1], 'o', color=line.get_color())
     ax.set(xlabel='learning rate', ylabel='training loss, smoothed',
            ylim=(.95 * sweep.loss.min(), 1.1 * by_momentum.loss.first().max()))
     if sweep.mom.notna().any(): ax.legend(title='momentum', frameon=False)
