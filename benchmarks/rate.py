@@ -1,7 +1,8 @@
 """Is the rate that `lr_find` suggests right? Weighted F1 at a grid of rates and at the suggestion.
 
-Small networks (64 wide) and bags on USDA titles, with SGD and with Adam. Every run is a file in
-`results/rate/`; what is there is not run again, so several processes may work side by side.
+Small networks (64 wide) and bags on USDA titles, with SGD and with Adam. A rate that is far behind on the first
+split is not tried on the others. Every run is a file in `results/rate/`; what is there is not run again, so several
+processes may work side by side.
   python benchmarks/rate.py --sizes 2000,10000 --seeds 0,1,2
   python benchmarks/rate.py --summary_only       # the table from all files, results/rate.json
 """
@@ -26,6 +27,7 @@ from common import NoValidation, f1_of_logits, results, save
 from splits import loaders
 
 folder = results/'rate'
+FAR_BEHIND = .05  # weighted F1; between splits the distance of two rates changes by less
 adam_rates = [.0005, .001, .002, .004, .008, .016, .032, .064]
 grids = dict(lstm=dict(sgd=[.06, .125, .25, .5, 1., 2., 4., 8.], adam=adam_rates),
              qrnn=dict(sgd=[.06, .125, .25, .5, 1., 2., 4., 8.], adam=adam_rates),
@@ -72,19 +74,29 @@ def run(kind: str, opt: str, n: int, seed: int, rate: float | str) -> dict:
     return dict(rate=rate, f1=f1_at(rate, kind, opt, n, seed), seconds=round(time.process_time() - start, 1))
 
 
+def measured(kind: str, opt: str, n: int, seed: int) -> dict[float, float]:
+    "Return the weighted F1 by rate of what has been measured, 0 after a divergence"
+    found = ((rate, folder/f'{kind}-{opt}-{n}-{seed}-{rate}.json') for rate in grids[kind][opt])
+    return {rate: json.loads(path.read_text())['f1'] or 0. for rate, path in found if path.exists()}
+
+
+def worth_trying(kind: str, opt: str, n: int, seed: int) -> list[float]:
+    "Return the rates that are not far behind on the first split; there, all"
+    first = measured(kind, opt, n, 0)
+    if not seed or len(first) < len(grids[kind][opt]): return grids[kind][opt]
+    return [rate for rate, f1 in first.items() if f1 >= max(first.values()) - FAR_BEHIND]
+
+
 def summary() -> list[dict]:
     "Compare, in each cell, the mean weighted F1 at the suggestion with the best rate's"
     rows = []
     for kind, opt, n in product(grids, ('sgd', 'adam'), epochs['net']):
-        found = [(path, json.loads(path.read_text())) for path in sorted(folder.glob(f'{kind}-{opt}-{n}-*.json'))]
-        suggested = {p.stem.split('-')[3]: r for p, r in found if p.stem.endswith('suggested')}
-        by_rate = {}
-        for path, result in found:
-            if path.stem.split('-')[3] in suggested and not path.stem.endswith('suggested'):
-                by_rate.setdefault(result['rate'], []).append(result['f1'] or 0.)
-        means = {rate: statistics.mean(f1s) for rate, f1s in sorted(by_rate.items()) if len(f1s) == len(suggested)}
-        if len(means) < 8: continue
-        best = max(means, key=means.get)
+        paths = sorted(folder.glob(f'{kind}-{opt}-{n}-*-suggested.json'))
+        suggested = {int(p.stem.split('-')[3]): json.loads(p.read_text()) for p in paths}
+        if 0 not in suggested: continue
+        by_seed = [measured(kind, opt, n, seed) for seed in suggested]
+        means = {rate: statistics.mean(f1s[rate] for f1s in by_seed if rate in f1s) for rate in by_seed[0]}
+        best = max((rate for rate in means if all(rate in f1s for f1s in by_seed)), key=means.get)
         f1 = statistics.mean(r['f1'] or 0. for r in suggested.values())
         rows.append(dict(kind=kind, opt=opt, titles=n, seeds=len(suggested), best_rate=best, best_f1=means[best],
                          suggested=[r['rate'] for r in suggested.values()], f1=f1, behind=means[best] - f1,
@@ -105,7 +117,8 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     jobs = product(sizes.split(','), seeds.split(','), kinds.split(','), ('sgd', 'adam'))
     for n, seed, kind, opt in () if summary_only else jobs:
-        for rate in grids[kind][opt] * (rates != 'suggested') + ['suggested'] * (rates != 'grid'):
+        tried = worth_trying(kind, opt, int(n), int(seed)) if rates != 'suggested' else []
+        for rate in tried + ['suggested'] * (rates != 'grid'):
             path = folder/f'{kind}-{opt}-{n}-{seed}-{rate}.json'
             lock = FileLock(path.with_name(f'{path.name}.lock'))
             if path.exists(): continue

@@ -35,7 +35,7 @@ from .train.optimizer import RowAdam
 from .train.resume import Checkpoints, StartsAnywhere
 from .train.schedule import FALL_AT_PEAK, LinearLRFinder, knee, linear_cycle, plot_sweep
 
-# %% ../nbs/10_learner.ipynb #1d7ee71b
+# %% ../nbs/10_learner.ipynb #84659ed4
 # fastai's callbacks for other networks or other data, and what to do instead
 _not_for_titles = dict(
     ModelResetter='resets the state of a language model, and these networks keep none between batches: leave it out',
@@ -83,7 +83,7 @@ class TitleLearner(StartsAnywhere, Learner):
         decisions, decider = join_path_file(file, self.path/self.model_dir, ext='.decisions.json'), None
         if isinstance(decisions, Path) and decisions.exists():
             try: decider = Decider.from_dict(json.loads(decisions.read_bytes()), self.dls.c)
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 remedy = 'Remove the file to load the weights without their decisions'
                 raise CategorizerError(f'damaged, or not for this learner: {e}', path=decisions, remedy=remedy) from e
         super().load(file, device, **kwargs)
@@ -314,7 +314,7 @@ def decide(self: TitleLearner,
     top = top_probs(self.model, dl, max(top_k, decider.k))[np.argsort(dl.get_idxs())]
     return label_table(titles.tolist(), top, decider, self.dls.vocab, top_k, rule, index=titles.index)
 
-# %% ../nbs/10_learner.ipynb #5b488b18
+# %% ../nbs/10_learner.ipynb #88ff8fc6
 def _sweep_length(learn: TitleLearner) -> int:
     "Return the batches of six epochs, at least 250 and at most 500"
     return min(500, max(250, 6 * len(learn.dls.train)))
@@ -332,7 +332,8 @@ def lr_find(self: TitleLearner,
 ) -> tuple | None: # fastai's `SuggestedLRs`, named after `suggest_funcs`
     "Train with a rate that rises exponentially at the momentum of a cycle's peak, restore the weights, suggest rates"
     at_peak, smooth_loss = ParamScheduler(dict(mom=SchedNo(self.moms[1], self.moms[1]))), self.recorder.smooth_loss
-    suggest_funcs = [partial(knee, share=_fall_at_peak(self)) if f is knee else f for f in L(suggest_funcs)]
+    at_share = partial(knee, share=_fall_at_peak(self))
+    if suggest_funcs is not None: suggest_funcs = [at_share if f is knee else f for f in L(suggest_funcs)]
     beta, smooth_loss.beta = smooth_loss.beta, .92
     try:
         with self.added_cbs(at_peak):
@@ -344,7 +345,7 @@ def lr_find(self: TitleLearner,
         plt.gca().axvline(lrs[np.nanargmin(losses)], color='gray', ls=':')
     return suggested
 
-# %% ../nbs/10_learner.ipynb #1d8f97fb
+# %% ../nbs/10_learner.ipynb #97ab32f8
 @patch
 def lr_sweep(self: TitleLearner,
     end_lr: float | None = None, # rate at the end; ten times the learner's `lr` if None (the paper: 3)
@@ -358,10 +359,10 @@ def lr_sweep(self: TitleLearner,
     with self.no_logging(): self.fit(num_it // len(self.dls.train) + 1, cbs=finder)
     lrs, losses = (np.array(values, dtype=float) for values in (self.recorder.lrs, self.recorder.losses))
     sweep = pd.DataFrame(dict(lr=lrs, loss=losses, mom=finder.scheds['mom'](0)))
-    if show_plot: plot_sweep(sweep, _fall_at_peak(self))
+    if show_plot: plot_sweep(sweep, share=_fall_at_peak(self))
     return sweep
 
-# %% ../nbs/10_learner.ipynb #30576973
+# %% ../nbs/10_learner.ipynb #133f6c18
 @patch
 def momentum_sweep(self: TitleLearner,
     moms: Sequence[float] = (.99, .95, .9, .85, .8), # momenta to compare
@@ -371,7 +372,7 @@ def momentum_sweep(self: TitleLearner,
 ) -> pd.DataFrame: # lr, loss (smoothed), mom
     "Sweep the rate at several momenta, each from the same weights (5.4, Figure 4)"
     sweep = pd.concat([self.lr_sweep(end_lr, num_it, mom, show_plot=False) for mom in moms], ignore_index=True)
-    if show_plot: plot_sweep(sweep, _fall_at_peak(self))
+    if show_plot: plot_sweep(sweep, share=_fall_at_peak(self))
     return sweep
 
 # %% ../nbs/10_learner.ipynb #ccb01f9c

@@ -6,9 +6,10 @@
 A run is a fork of a process that has the libraries loaded and has computed nothing, in a session of its own. It is
 disturbed at a random moment of its work: a signal to the whole group, as a terminal sends it; a kill of the process
 alone; a limit on the size of files, which is what a full disk looks like; or a second process that does the same in the
-same folder. Then the same work is done once more, undisturbed. After the disturbance no file may be half, no process may
-be left and each message must be true; after the second time the results must be those of an undisturbed run, to the
-last bit, and nothing else may lie in the folder."""
+same folder. Then the same work is done once more, undisturbed. After the disturbance no file may be half, no process
+may be left and each message must be true; after the second time the results must be those of an undisturbed run, to
+the last bit, and nothing else may lie in the folder. The tables also count the runs that were disturbed before they
+were done, and those that had left something to continue from."""
 import contextlib
 import itertools
 import json
@@ -88,18 +89,28 @@ def evaluate(): bpv_evaluate(str(BASE/'a'), str(BASE/'catalog.csv'), out='evalua
 def no_times(report: dict) -> dict: return {k: v for k, v in report.items() if isinstance(v, (int, str)) or 'f1' in k}
 
 
+def saved_model() -> dict:
+    "Read a model, without its report and checksum, in which there are times"
+    description = json.loads(Path('model/categorizer.json').read_text())
+    kept = {k: v for k, v in description.items() if k not in ('report', 'checksum')}
+    return dict(weights=Path('model/weights.safetensors').read_bytes(), description=kept)
+
+
+def left_to_continue() -> list:
+    "Checkpoints, trained members and labelled parts in the current folder"
+    members = list(Path().glob('**/ensemble/*.safetensors'))
+    return [*Path().glob('**/*.checkpoint'), *members, *(p for p in Path().glob('.*.parts/*') if p.name[0] != '.')]
+
+
 def results(act) -> dict:
     "Read what an act has made in the current folder, without what differs from run to run: times"
     if act is train_network:
         lines = Path('history.csv').read_text().splitlines()
-        return dict(weights=Path('model/weights.safetensors').read_bytes(), rows=[li.rsplit(',', 1)[0] for li in lines])
+        return saved_model() | dict(rows=[li.rsplit(',', 1)[0] for li in lines])
     if act in (train_ensemble, train_side_by_side):
-        weights = Path('model/weights.safetensors').read_bytes()
-        return dict(weights=weights, scores=no_times(json.loads(Path('model/report.json').read_text())))
-    if act is save: return dict(weights=Path('model/weights.safetensors').read_bytes())
-    if act is export:
-        files = sorted(Path('onnx').glob('*.onnx'))
-        return {p.name: p.read_bytes() for p in files}
+        return saved_model() | dict(scores=no_times(json.loads(Path('model/report.json').read_text())))
+    if act is save: return saved_model()
+    if act is export: return {p.name: p.read_bytes() for p in sorted(Path('onnx').iterdir())}
     paths = [Path(out) for out in OUTPUTS] if act is label else sorted(Path('evaluation').iterdir())
     return {p.name: p.read_bytes() for p in paths}
 
@@ -138,6 +149,7 @@ class Child:
                 signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
             for fd in (1, 2): os.dup2(writer, fd)
             os.chdir(folder)
+            sys.dont_write_bytecode = True  # Python does not notice that a compiled module is cut off
             if largest_file is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
             work()
             code = 0
@@ -199,24 +211,26 @@ def untrue(act, event: str, child: Child, folder: Path) -> str:
     if 'Traceback' in said: return 'a traceback'
     named = re.search(r'continues from (\S+?)[\'")\s]', said)
     if named and not (folder/named[1]).exists(): return f'{named[1]} does not exist'
-    visible = [p for p in (folder/'evaluation').glob('*') if not p.name.startswith('.')]
-    if 'nothing was written' in said and visible: return f'{visible[0].name} was written'
     if event in SIGNALS: return '' if code in (0, 130, -SIGNALS[event]) else 'exit code'
     if code == 0: return ''
-    wanted = 'File too large|os error 27|Errno 27' if event == 'disk full' else 'another|at work|locked'
+    full, taken = 'File too large|os error 27|Errno 27', 'another (process|fit|training) |at work in this folder'
+    wanted = full if event == 'disk full' else taken
     return '' if re.search(wanted, said) else 'another reason'
 
 
-def disturb(act, event: str, folder: Path, seconds: float, expected: dict, rng: random.Random) -> str:
-    "Disturb an act and do it again; return what went wrong, or nothing"
+def disturb(act, event: str, folder: Path, seconds: float, expected: dict, rng: random.Random, late: bool) -> dict:
+    "Disturb an act and do it again; return what went wrong, and whether it was not done and had left something"
     largest = int(10 ** rng.uniform(2.5, 5)) if event == 'disk full' else None
     moment = time.monotonic() + rng.uniform(0, seconds)
     children = [Child(act, folder, largest)]
+    os.chdir(folder)
     at_first_file = rng.random() < .5  # what is at stake begins there
-    while event != 'disk full' and children[0].is_alive() and time.monotonic() < moment:
-        if at_first_file and any(files for _, _, files in os.walk(folder)):
+    while event != 'disk full' and children[0].is_alive() and (late or time.monotonic() < moment):
+        if late and left_to_continue(): late, moment = False, time.monotonic() + rng.expovariate(8 / seconds)
+        elif at_first_file and any(files for _, _, files in os.walk(folder)):
             at_first_file, moment = False, min(moment, time.monotonic() + rng.expovariate(8 / seconds))
         time.sleep(.001)
+    undone = children[0].is_alive()
     if event == 'second process': children.append(Child(act, folder))
     elif event == 'SIGKILL' and children[0].is_alive(): os.kill(children[0].pid, signal.SIGKILL)
     elif event in SIGNALS and children[0].is_alive():
@@ -227,14 +241,17 @@ def disturb(act, event: str, folder: Path, seconds: float, expected: dict, rng: 
                  if (problem := untrue(act, event, c, folder))]
     if not all(ended): problems.append('it did not end')
     if event == 'second process' and all(c.code for c in children): problems.append('neither of two has done it')
+    left_over = left_to_continue()
     try:
         run(lambda: check_files(act, expected), folder)
         is_done = event == 'second process' and act is not save
         if is_done: run(lambda: check_results(act, expected), folder)
-        run(act, folder)
+        again = run(act, folder)
+        if act is train_network and left_over and 'continuing from' not in again.output: problems.append('not resumed')
         run(lambda: check_results(act, expected), folder)
     except AssertionError as e: problems.append(str(e))
-    return '; '.join(problems)
+    undone |= event == 'disk full' and bool(children[0].code)
+    return dict(problem='; '.join(problems), undone=undone, continued=bool(left_over))
 
 
 def names(folder: Path) -> list: return sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
@@ -268,6 +285,7 @@ def main(
     seed: int = 0, # of the moments and of the order
     acts: str = ','.join(ACTS), # which
     events: str = ','.join(EVENTS), # which
+    late: bool = False, # disturb trainings and labellings when they have left something to continue from
     out: str = None, # file for the table, as JSON
 ):
     "Disturb, do it again, compare, and print a table of what went wrong"
@@ -292,20 +310,22 @@ def main(
     rows, folder = [], BASE/'run'
     for name, event in itertools.islice((c for cells in rounds for c in rng.sample(cells, len(cells))), runs):
         folder.mkdir()
-        problem = disturb(ACTS[name], event, folder, seconds[name], expected[name], rng)
+        can_wait = late and name not in ('save', 'export', 'evaluate')
+        row = disturb(ACTS[name], event, folder, seconds[name], expected[name], rng, can_wait)
         others = set(names(folder)) ^ set(wanted[name])
-        problem = problem or (f'other files: {others}' if others else '')
-        rows.append(dict(act=name, event=event, failed=bool(problem)))
+        problem = row.pop('problem') or (f'other files: {others}' if others else '')
+        if can_wait and event == 'SIGKILL' and not row['continued']: problem = problem or 'nothing to continue from'
+        rows.append(dict(act=name, event=event, failed=bool(problem)) | row)
         if problem: print(f'{len(rows)}: {name}, {event}: {problem}', flush=True)
         shutil.rmtree(folder)
     shutil.rmtree(BASE)
-    table = pd.DataFrame(rows).groupby(['act', 'event'], sort=False)['failed'].agg(['size', 'sum'])
-    shown = (table['sum'].astype(str) + ' of ' + table['size'].astype(str)).unstack().fillna('')
-    print('failures, of runs:', shown.to_string(), sep='\n')
-    n_failed = int(table['sum'].sum())
-    print(f'{n_failed} of {len(rows)} runs failed')
+    table = pd.DataFrame(rows).assign(runs=1).groupby(['act', 'event'], sort=False).sum()
+    for column in ('failed', 'undone', 'continued'):
+        shown = (table[column].astype(str) + ' of ' + table['runs'].astype(str)).unstack().fillna('')
+        print(f'{column}, of runs:', shown.to_string(), sep='\n')
+    n_failed, n_undone = int(table['failed'].sum()), int(table['undone'].sum())
+    print(f'{n_failed} of {len(rows)} runs failed; {n_undone} were disturbed before they were done')
     if out:
-        cells = [dict(act=act, event=event, runs=int(c['size']), failed=int(c['sum']))
-                 for (act, event), c in table.iterrows()]
-        Path(out).write_text(json.dumps(dict(runs=len(rows), failed=n_failed, cells=cells), indent=1))
-    if n_failed: sys.exit(1)
+        cells = [dict(act=act, event=event) | {k: int(v) for k, v in c.items()} for (act, event), c in table.iterrows()]
+        Path(out).write_text(json.dumps(dict(runs=len(rows), failed=n_failed, undone=n_undone, cells=cells), indent=1))
+    if n_failed or not n_undone: sys.exit(1)

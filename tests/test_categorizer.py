@@ -282,7 +282,7 @@ def test_what_is_no_title_classifier_is_not_saved():
     with pytest.raises(CategorizerError, match='TitleClassifier'): Categorizer.from_learner(Learner(dls, torch.nn.Linear(2, 2)))
 
 
-def test_predicting_in_several_threads_at_once(cat):
+def test_predicting_in_several_threads_at_once(cat, two_threads):
     "The answers are those of one after the other, and PyTorch has its threads back"
     from concurrent.futures import ThreadPoolExecutor
     titles, before = synthetic_catalog(3_000, 6, seed=5)['title'].tolist(), torch.get_num_threads()

@@ -45,13 +45,20 @@ def test_readme_train_evaluate_predict(tmp_path):
     assert not (tmp_path/'model'/'models').exists()
 
 
-def test_stopped_while_it_is_judged_it_trains_nothing_anew(tmp_path, monkeypatch):
+def test_stopped_while_it_is_judged_it_trains_nothing_anew(tmp_path, monkeypatch, capsys):
     synthetic_catalog(400, 3).to_csv(tmp_path/'c.csv', index=False)
     monkeypatch.chdir(tmp_path)
     def stops(*args): raise KeyboardInterrupt
     threads, options = torch.get_num_threads(), dict(epochs=1, nh=8, bs=32, threads=1)
     try:
-        with monkeypatch.context() as m, pytest.raises(SystemExit): m.setattr(train, 'judge_linear', stops); train.bpv_train('c.csv', **options)
+        with monkeypatch.context() as m, pytest.raises(SystemExit):
+            m.setattr(train, 'read_catalog', stops)
+            train.bpv_train('c.csv', **options)
+        assert capsys.readouterr().err.strip() == 'bpv_train: stopped' and not (tmp_path/'model').exists()
+        with monkeypatch.context() as m, pytest.raises(SystemExit):
+            m.setattr(train, 'judge_linear', stops)
+            train.bpv_train('c.csv', **options)
+        assert 'stopped; the same command continues from model/models/ensemble' in capsys.readouterr().err
         assert 'linear_f1' not in json.loads((tmp_path/'model'/'report.json').read_text())
         monkeypatch.setattr(ensemble.TitleLearner, 'fit', None)
         train.bpv_train('c.csv', **options)
@@ -213,9 +220,13 @@ def test_bad_rows_can_be_left_out(tmp_path):
     df = synthetic_catalog(400, 4)
     df.loc[7, 'category'] = ''
     df.to_csv(tmp_path/'c.csv', index=False)
-    ran = call('bpv_train', 'c.csv', '--drop', '--epochs', 1, '--nh', 8, '--nolinear', cwd=tmp_path)
+    options = ['--drop', '--epochs', 1, '--nh', 8, '--nolinear', '--plain', '--pairs', 0]
+    ran = call('bpv_train', 'c.csv', *options, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert pd.read_csv(tmp_path/'model'/'bad_rows.csv')['row'].tolist() == [9] and 'linear' not in ran.stdout.split('weighted F1')[1]
+    df.dropna().query('category != ""').to_csv(tmp_path/'good.csv', index=False)
+    assert call('bpv_train', 'good.csv', *options, cwd=tmp_path).returncode == 0
+    assert not (tmp_path/'model'/'bad_rows.csv').exists()  # which were another catalog's
 
 
 def test_a_model_that_is_replaced_and_answers_that_nobody_accepts(tmp_path):
@@ -238,6 +249,14 @@ def test_a_command_that_fails_ends_with_1_and_a_line(tmp_path):
     for command, *args in (('bpv_train', 'none.tsv'), ('bpv_evaluate', 'nowhere', 'c.tsv'), ('bpv_predict', 'nowhere', 't.tsv')):
         ran = run(command, *args, cwd=tmp_path)
         assert ran.returncode == 1 and ran.stderr.startswith(f'{command}: ') and len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize('titles, out, kept', [('t.tsv', 'o.tsv', True), ('t.tsv', '-', False), ('-', 'o.tsv', False)])
+def test_a_stopped_labelling_says_whether_it_resumes(tmp_path, monkeypatch, capsys, titles, out, kept):
+    def stops(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(Categorizer, 'load', stops)
+    with pytest.raises(SystemExit): bpv_predict(str(tmp_path/'model'), titles, out, threads=1)
+    assert ('the same command resumes with the rows that are missing' in capsys.readouterr().err) == kept
 
 
 def test_debug_shows_the_traceback(tmp_path):

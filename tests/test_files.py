@@ -253,10 +253,12 @@ def test_a_model_is_loaded_while_another_replaces_it(tmp_path):
 @contextlib.contextmanager
 def limited_files(size):
     "Let no file of this process grow beyond so many bytes, as on a full disk"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    before, sys.dont_write_bytecode = (resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode), True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[0][1]))
     try: yield
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+        sys.dont_write_bytecode = before[1]
 
 
 def tree(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}

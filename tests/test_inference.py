@@ -72,7 +72,7 @@ def test_results_come_in_order(n_threads):
     assert list(results) == [(60. - i, i) for i in range(60)]
 
 
-def test_one_thread_is_the_callers_and_several_have_one_torch_thread_each():
+def test_one_thread_is_the_callers_and_several_have_one_torch_thread_each(two_threads):
     alone, several = Counted(), Counted()
     list(map_outputs(alone, numbered(10), lambda output, i: None, n_threads=1))
     assert alone.threads == {(threading.get_ident(), torch.get_num_threads())}
@@ -94,7 +94,7 @@ def test_few_batches_wait():
 
 
 @pytest.mark.parametrize('n_threads', [1, 3])
-def test_the_callers_modes_and_threads_come_back(titles, ensemble, n_threads):
+def test_the_callers_modes_and_threads_come_back(titles, ensemble, n_threads, two_threads):
     n_torch_threads = torch.get_num_threads()
     ensemble.train()
     ensemble.members[0].eval()

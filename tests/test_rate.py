@@ -33,6 +33,9 @@ def test_knee_against_a_loop(losses, n_nan, share):
     losses = losses + [float('nan')] * n_nan  # a sweep that ends in a divergence
     lrs = np.geomspace(.01, 10, len(losses))
     lowest = min(loss for loss in losses if loss == loss)
+    if lowest == losses[0]:
+        with pytest.raises(ValueError, match='does not fall'): knee(lrs, losses, len(losses), share)
+        return
     for lr, loss in zip(lrs, losses):
         if loss <= losses[0] - share * (losses[0] - lowest): break
     rate, point = knee(torch.tensor(lrs), torch.tensor(losses, dtype=torch.float64), len(losses), share)
@@ -78,6 +81,12 @@ def test_a_learner_learns_at_what_lr_find_suggests(dls, kind, opt_func):
         if kind == 'bag': learn.fit_flat_cos(12, rate, pct_start=0)
         else: learn.fit_one_cycle(12, rate)
     assert learn.final_record[-1] > .65
+
+
+def test_a_sweep_in_which_the_loss_does_not_fall_is_said(dls):
+    learn = bpv_learner(dls, nh=8)
+    with learn.quiet(), pytest.raises(ValueError, match='does not fall'): learn.lr_find(1e6, 1e9, show_plot=False)
+    with learn.quiet(): assert learn.lr_find(suggest_funcs=None, num_it=20, show_plot=False) is None
 
 
 def test_own_rates(dls):

@@ -41,9 +41,9 @@ def new_process(monkeypatch):
 
 
 def test_disturbed_and_done_again():
-    "Some of the script's runs; by itself it makes 228"
-    acts = 'one network,ensemble,label,save,export,evaluate'
-    command = [sys.executable, here/'kill_and_resume.py', '--runs', '6', '--acts', acts]
+    "Some of the script's cells; by itself it makes 228 runs"
+    acts = ['--acts', 'one network,ensemble,label', '--events', 'SIGKILL,second process', '--late']
+    command = [sys.executable, here/'kill_and_resume.py', '--runs', '6', *acts]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
@@ -63,7 +63,7 @@ def test_an_interrupted_training_leaves_checkpoints_and_resumes(tmp_path):
     sent = time.time()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and 'Traceback' not in errors and 'the same command resumes' in errors
+    assert process.returncode == 130 and 'Traceback' not in errors and 'stopped; the same training continues from model' in errors
     assert any(p.stat().st_mtime >= sent for p in members.glob('*.checkpoint'))
     assert not (tmp_path/'model'/'categorizer.json').exists()
     other = call('bpv_train', 'c.csv', '--epochs', 1, *options, cwd=tmp_path)
@@ -431,11 +431,16 @@ def test_a_checkpoint_that_another_fit_writes_is_refused(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_a_resumed_fit_that_ends_before_it_begins_leaves_no_trace(tmp_path):
+@pytest.mark.parametrize('event', ['before_fit', 'before_train'])
+def test_a_resumed_fit_that_ends_before_it_begins_leaves_no_trace(tmp_path, event):
     class Stop(Callback):
-        def before_fit(self): raise KeyboardInterrupt
+        order = Checkpoints.order + 1  # behind what it restores
+        def __call__(self, name):
+            if name == event: raise KeyboardInterrupt
     with pytest.raises(Killed): fit(learner(tmp_path), 'fit', Kill(), resume=True)
-    learn = learner(tmp_path)
+    learn, n_batches = learner(tmp_path), []
     with pytest.raises(KeyboardInterrupt): fit(learn, 'fit', Stop(), resume=True)
-    fit(learn, 'fit')
-    assert len(rows(learn)) == 2
+    class Count(Callback):
+        def after_batch(self): n_batches.append(self.training)
+    fit(learn, 'fit', Count())
+    assert len(rows(learn)) == 2 and sum(n_batches) == 2 * len(learn.dls.train)

@@ -16,14 +16,6 @@ from bpv_fastai.models.inference import map_outputs
 from bpv_fastai.train.loaders import TitleDataLoaders
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize('first, policy, then', [
     ('os', None, 'PASSIVE 2000'), ('torch', None, 'None None'), ('os', 'active', 'active None')])
 def test_threads_sleep_while_they_wait(first, policy, then):

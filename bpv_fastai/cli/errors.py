@@ -22,7 +22,7 @@ option_names = dict(
     resume='the same command', n_jobs='--threads 1',
 )
 
-# %% ../../nbs/cli/10_errors.ipynb #261cec96
+# %% ../../nbs/cli/10_errors.ipynb #4142dd32
 def command_line(
     error: Exception | Warning, # what was raised, or warned of
 ) -> str: # on one line
@@ -35,7 +35,7 @@ def command_line(
 def command_errors(
     command: str, # its name
     debug: bool = False, # let errors and warnings through as Python shows them
-    after_interrupt: str = 'the same command resumes from its last checkpoint', # what to print after an interrupt
+    after_interrupt: str = 'stopped', # what to print after an interrupt that says nothing itself
 ) -> Iterator[None]:
     "End the process with one line on standard error if the block fails; print each warning as a line"
     def print_warning(message, *args, **kwargs): print(f'{command}: {command_line(message)}', file=sys.stderr)
@@ -43,8 +43,8 @@ def command_errors(
         with warnings.catch_warnings():
             if not debug: warnings.showwarning = print_warning
             yield
-    except KeyboardInterrupt:
-        print(f'\n{command}: stopped; {after_interrupt}', file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(f'\n{command}: {str(e) or after_interrupt}', file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -34,14 +34,14 @@ def missing_threshold(
     return ('no answer is marked as accepted: there were too few validation titles, or too many of them were wrong, '
             'to be sure of a threshold; bpv_predict --confidence sets one')
 
-# %% ../../nbs/cli/30_evaluate.ipynb #84e8d9ce
+# %% ../../nbs/cli/30_evaluate.ipynb #f6084da7
 def save_evaluation(
     labels: pd.DataFrame, # title, true, category and confidence of each title
     report: pd.DataFrame, # scores by category, as `category_report` gives them
     out: Path, # folder
     spreadsheet: bool = False, # write tables in which a spreadsheet finds no formulas
 ) -> list: # paths of the files
-    "Write scores by category, the mistakes, and a picture of how far confidence can be trusted: all of them or none"
+    "Write scores by category, the mistakes, and a picture of how far to trust confidence, each whole or as it was"
     correct = (labels['category'] == labels['true']).to_numpy()
     confidence = labels['confidence'].to_numpy()
     mistakes = labels.loc[~correct, ['title', 'true', 'category', 'confidence']]
@@ -57,7 +57,7 @@ def save_evaluation(
     plt.close(fig)
     return paths
 
-# %% ../../nbs/cli/30_evaluate.ipynb #9ea4a6bc
+# %% ../../nbs/cli/30_evaluate.ipynb #fd0162ca
 @call_parse
 def bpv_evaluate(
     model: str, # folder of a saved model
@@ -74,7 +74,7 @@ def bpv_evaluate(
     debug: bool = False, # show where in the code an error came from
 ):
     "Judge a saved model on titles whose categories are known"
-    with command_errors('bpv_evaluate', debug, 'nothing was written'):
+    with command_errors('bpv_evaluate', debug):
         limit_threads(threads)
         cat = Categorizer.load(model)
         df = read_catalog(labelled, column_option(title), column_option(category), 'drop' if drop else 'raise')

@@ -60,7 +60,7 @@ class TrainOptions:
     def directions(self) -> list: # whether each recurrent network reads backwards
         return [False, True] * self.pairs or [False]
 
-# %% ../../nbs/cli/36_plan.ipynb #227a5853
+# %% ../../nbs/cli/36_plan.ipynb #63ae23bc
 @dataclass
 class RunNote:
     "The recipe of a run that is not finished, and what it was chosen for"
@@ -112,7 +112,9 @@ def resumed_recipe(
             note = RunNote(asked, n_titles, choose_recipe(dls, options, bf16))
             remove_folder(path.parent)
             with whole_file(path) as f: f.write_bytes(msgspec.json.encode(note))
-        yield note.recipe
+        try: yield note.recipe
+        except KeyboardInterrupt as e:
+            raise KeyboardInterrupt(str(e) or f'stopped; the same command continues from {path.parent}') from None
         remove_folder(path.parent)
         with suppress(OSError): (out/'models').rmdir()  # stays where it holds anything else
 

@@ -14,7 +14,7 @@ from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
 from ..data.errors import quantity
 
-# %% ../../nbs/cli/20_predict.ipynb #5b1141e7
+# %% ../../nbs/cli/20_predict.ipynb #022383aa
 @call_parse
 def bpv_predict(
     model: str, # folder of a saved model
@@ -37,7 +37,8 @@ def bpv_predict(
     debug: bool = False, # show where in the code an error came from
 ):
     "Label a file of titles with a saved model; the same command resumes a run that was stopped"
-    with command_errors('bpv_predict', debug, 'the same command resumes with the rows that are missing'):
+    kept = '' if '-' in (titles, out) else '; the same command resumes with the rows that are missing'
+    with command_errors('bpv_predict', debug, f'stopped{kept}'):
         limit_threads(threads)
         cat = Categorizer.load(model)
         chosen = tuple(c.strip() for c in columns.split(',')) if columns else None

@@ -85,7 +85,7 @@ def train_catalog(
     print(f'label your titles: bpv_predict {out} titles.tsv')
     return cat
 
-# %% ../../nbs/cli/40_train.ipynb #2e6e1a01
+# %% ../../nbs/cli/40_train.ipynb #039a0b84
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -123,4 +123,5 @@ def bpv_train(
         bad_rows = catalog_report(df).bad_rows
         if len(bad_rows):
             with whole_file(folder/'bad_rows.csv') as f: bad_rows.to_csv(f, index=False)
+        else: (folder/'bad_rows.csv').unlink(missing_ok=True)
         train_catalog(df, options, folder)

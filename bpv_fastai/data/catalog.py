@@ -138,7 +138,7 @@ def _check_part(
     usable = pd.DataFrame(dict(df.items()) | columns).iloc[np.delete(np.arange(len(df)), positions)]
     return usable.astype(dict.fromkeys(texts, 'str')), bad
 
-# %% ../../nbs/data/40_catalog.ipynb #3c051630
+# %% ../../nbs/data/40_catalog.ipynb #45cae279
 _numeric = {'integer', 'floating', 'mixed-integer-float', 'decimal'}  # as pandas infers them
 
 def read_catalog(
@@ -167,20 +167,19 @@ def read_catalog(
     if not n: raise CatalogError('no rows', path=name)
     if bad and on_bad == 'raise': raise _bad_row_error(name, bad)
     df = pd.concat(usable, ignore_index=from_file).set_axis(['title', 'category', *other_cols], axis=1)
-    if df.empty:
-        problem = f'no row is usable; the first of {n:,}: {bad[0].problem} (row {bad[0].row})'
-        raise CatalogError(problem, path=name)
+    if df.empty: raise _bad_row_error(name, bad, none_left=True)
     report = CatalogReport.from_df(df, name, dropped=n - len(df), bad=bad, numbers=numbers)
     report.attach(df)
     if verbose: print(report)
     return df
 
-def _bad_row_error(source: str, bad: list[BadCell]) -> CatalogError:
-    "Make the error that names the first bad row"
+def _bad_row_error(source: str, bad: list[BadCell], none_left: bool = False) -> CatalogError:
+    "Make the error that names the first bad row, for a table that has other rows or has not"
     row, column, problem, _ = bad[0]
-    total = f'. {len(bad):,} cells or rows are bad in all' if len(bad) > 1 else ''
     remedy = Remedy('Correct them, or leave such rows out with {on_bad}; the report lists them', on_bad='drop')
-    return CatalogError(problem + total, path=source, row=row, column=None if column == '' else column, remedy=remedy)
+    if none_left: problem, remedy = f'{problem}. Every row of the table is bad', None
+    elif len(bad) > 1: problem += f'. {len(bad):,} cells or rows are bad in all'
+    return CatalogError(problem, path=source, row=row, column=None if column == '' else column, remedy=remedy)
 
 # %% ../../nbs/data/40_catalog.ipynb #5de6cced
 def split_groups(

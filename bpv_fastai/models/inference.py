@@ -73,7 +73,7 @@ def usable_cores() -> int: # at least 1
     "Count the cores that this process may use: by its affinity, and by the quota of its container"
     return joblib.cpu_count()
 
-# %% ../../nbs/models/80_inference.ipynb #f68e5e00
+# %% ../../nbs/models/80_inference.ipynb #a5fb60f2
 class _TorchThreads:
     "PyTorch's number of threads before any of the present callers came"
     lock, n_callers, before = threading.Lock(), 0, 1
@@ -82,7 +82,7 @@ class _TorchThreads:
 def _restored_torch_threads():
     "Yield PyTorch's number of threads, and restore it"
     with _TorchThreads.lock:
-        present = torch.get_num_threads()  # a thread asks once, or it takes over what another has set when it asks
+        present = torch.get_num_threads()  # a new thread has what was set last, by any thread, when it first asks
         if not _TorchThreads.n_callers: _TorchThreads.before = present
         _TorchThreads.n_callers += 1
     try: yield _TorchThreads.before

@@ -97,7 +97,7 @@ def has_diverged(
     "Tell whether `StopAtDivergence` has stopped the last fit"
     return hasattr(learn, 'stop_at_divergence') and learn.stop_at_divergence.error is not None
 
-# %% ../../nbs/train/30_callbacks.ipynb #476ac745
+# %% ../../nbs/train/30_callbacks.ipynb #11beedad
 class BusyCores(Callback):
     "Warn once a fit when other processes use the cores on which the threads of PyTorch wait by spinning"
     run_valid = False
@@ -107,7 +107,8 @@ class BusyCores(Callback):
     ): self.seconds, self.share = seconds, share
 
     def before_fit(self):
-        spins = 'OMP_WAIT_POLICY' not in os.environ  # which is set where this library was imported before PyTorch
+        # PASSIVE is set where this library was imported before PyTorch
+        spins = os.environ.get('OMP_WAIT_POLICY', '').upper() != 'PASSIVE'
         self.run = spins and self.dls.device.type == 'cpu' and torch.get_num_threads() > 1
         self.counted = time.monotonic(), time.process_time()
 

@@ -138,7 +138,7 @@ def train_member(
         save_file({name: t.cpu().contiguous() for name, t in learn.model.state_dict().items()}, f)
     checkpoint_of(halvings).unlink(missing_ok=True)
 
-# %% ../../nbs/train/60_members.ipynb #eaee9e1a
+# %% ../../nbs/train/60_members.ipynb #38a09196
 @contextmanager
 def members_folder(
     path: str | Path, # folder of the loaders
@@ -149,8 +149,9 @@ def members_folder(
     "Yield the folder to train members in, and remove it when the block ends. Raises `ResumeError` if it holds others"
     folder = Path(path)/'models'/'ensemble' if resume else Path(tempfile.mkdtemp())
     with locked(folder, 'another training is at work in this folder'):
-        for i, spec in enumerate(specs): _note(folder/f'{i}.json', spec)
-        try: yield folder
+        try:
+            for i, spec in enumerate(specs): _note(folder/f'{i}.json', spec)
+            yield folder
         except TrainingDiverged:  # another rate may follow, unless a network is done; a bag took only seconds
             keep = any(spec.kind != 'ngrams' and (folder/f'{i}.safetensors').exists() for i, spec in enumerate(specs))
             raise

@@ -25,7 +25,7 @@ from ..data.sampler import SortishSampler
 from .callbacks import has_diverged
 from .loaders import TitleDL
 
-# %% ../../nbs/train/40_resume.ipynb #361c3e45
+# %% ../../nbs/train/40_resume.ipynb #f7001135
 def _writes_checkpoints(cb: Callback) -> bool: return hasattr(type(cb), 'attending_fit')
 
 class StartsAnywhere:
@@ -39,7 +39,9 @@ class StartsAnywhere:
             with attendants[-1].attending_fit() if attendants and not is_search else nullcontext():
                 super()._with_events(f, event_type, ex, final)
         finally:
-            if event_type == 'fit': self.first_epoch = 0  # also where a fit ends before its first epoch
+            if event_type == 'fit':  # also where it ends before its first epoch or batch
+                self.first_epoch = 0
+                if isinstance(self.dls.train, TitleDL): self.dls.train.first_batch = 0
 
     def _do_fit(self):
         bar = getattr(getattr(self, 'progress', None), 'mbar', None)

@@ -39,7 +39,7 @@ def plot_schedule(
         ax.set(xlabel='iterations, %', ylabel=label)
     return axs
 
-# %% ../../nbs/train/20_schedule.ipynb #bd0b9a76
+# %% ../../nbs/train/20_schedule.ipynb #f394b597
 class LinearLRFinder(LRFinder):
     "fastai's `LRFinder` with a rate that rises in a straight line, at one momentum if given"
     def __init__(self,
@@ -57,7 +57,7 @@ class LinearLRFinder(LRFinder):
         super().after_batch()
         if self.stop_div and not torch.isfinite(self.smooth_loss): raise CancelFitException()
 
-FALL_AT_PEAK = dict(sgd=.85, adam=.95)  # share of the loss's fall at a good peak rate; benchmarks/results/rate.json
+FALL_AT_PEAK = dict(sgd=.8, adam=.95)  # share of the loss's fall at a good peak rate; benchmarks/results/rate.json
 
 def knee(
     lrs: Sequence[float], # rates of a sweep, rising
@@ -65,16 +65,20 @@ def knee(
     num_it: int, # iterations of the sweep; not used, fastai passes it
     share: float = FALL_AT_PEAK['sgd'], # share of its fall that the loss has made there
 ) -> tuple[float, tuple]: # the rate, and the point (rate, loss) of the curve that fastai marks
-    "Suggest the lowest rate at which the loss has made most of its fall; for `lr_find(suggest_funcs=knee)`"
+    """Suggest the lowest rate at which the loss has made most of its fall; for `lr_find(suggest_funcs=knee)`.
+
+    Raises `ValueError` if the loss never falls."""
     lrs, losses = (np.asarray(values, dtype=float) for values in (lrs, losses))
+    if not len(losses) or not np.nanmin(losses) < losses[0]:
+        raise ValueError('the loss does not fall between the rates of this sweep: choose a lower start')
     enough = losses[0] - share * (losses[0] - np.nanmin(losses))
     at = int(np.argmax(losses <= enough))
     return float(lrs[at]), (float(lrs[at]), float(losses[at]))
 
 def plot_sweep(
     sweep: pd.DataFrame, # lr, loss, and mom if several momenta were tried
-    share: float = FALL_AT_PEAK['sgd'], # as in `knee`
     ax: plt.Axes | None = None, # where to draw; a new figure if None
+    share: float = FALL_AT_PEAK['sgd'], # as in `knee`
 ) -> plt.Axes: # what was drawn on
     "Plot loss against rate, a line for each momentum, and the peak rate that `knee` suggests (paper, Figure 4)"
     ax = ax or plt.subplots(figsize=(5.5, 2.8), layout='constrained')[1]
