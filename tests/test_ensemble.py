@@ -370,6 +370,17 @@ def test_a_student_of_a_bag_reads_sorted_titles(dls, monkeypatch):
     assert bag.dls.train.sampler.window == 1 and windows == [50]
 
 
+def test_a_student_learns_from_titles_without_label():
+    df, student = synthetic_catalog(7_000, 8, seed=5), dict(nh=12, n_layers=1, cell='qrnn')
+    dls = TitleDataLoaders.from_df(df[:1_000], bs=32, verbose=False)
+    torch.manual_seed(0)
+    teacher, alone = ngram_learner(dls, n_rows=2**12, dim=16), bpv_learner(dls, **student)
+    with teacher.quiet(): teacher.fit_flat_cos(12, pct_start=0)
+    with alone.quiet(): alone.fit_linear_cycle(3)
+    taught = distill(teacher, 3, unlabelled=df['title'][1_000:].tolist(), weight=1., progress=False, **student)
+    with taught.quiet(), alone.quiet(): assert taught.validate()[-1] > alone.validate()[-1] + .02
+
+
 def test_reports_and_losses_follow_the_members(dls):
     three = train(dls, ngrams=True)
     with three.no_bar(): three.drop(0)
