@@ -5,6 +5,7 @@ split is not tried on the others. Every run is a file in `results/rate/`; what i
 processes may work side by side.
   python benchmarks/rate.py --sizes 2000,10000 --seeds 0,1,2
   python benchmarks/rate.py --summary_only       # the table from all files, results/rate.json
+  python benchmarks/rate.py --other_catalogs     # other catalogs: the suggestion and its multiples
 """
 import json
 import statistics
@@ -23,6 +24,7 @@ from bpv_fastai.data.errors import TitleWarning, TrainingDiverged
 from bpv_fastai.data.samples import usda_foods
 from bpv_fastai.learner import TitleLearner, bpv_learner, ngram_learner
 from bpv_fastai.train.loaders import TitleDataLoaders
+from catalogs import labelled_titles
 from common import NoValidation, f1_of_logits, results, save
 from splits import loaders
 
@@ -32,31 +34,34 @@ adam_rates = [.0005, .001, .002, .004, .008, .016, .032, .064]
 grids = dict(lstm=dict(sgd=[.06, .125, .25, .5, 1., 2., 4., 8.], adam=adam_rates),
              qrnn=dict(sgd=[.06, .125, .25, .5, 1., 2., 4., 8.], adam=adam_rates),
              bag=dict(sgd=[.6, 1.25, 2.5, 5., 10., 20., 40., 80.], adam=adam_rates))
+catalogs_elsewhere = ('kicad', 'software')
+multiples = [.25, .5, 1, 2, 4]  # of the suggestion
 epochs = dict(net={2_000: 16, 10_000: 8, 40_000: 4}, bag={2_000: 30, 10_000: 12, 40_000: 6})
 
 
 @cache
-def data(n: int, seed: int) -> TitleDataLoaders:
-    "Draw `n` titles to train on and 4,000 to judge by, in categories that training has"
-    df = usda_foods().sample(n + 4_000, random_state=seed).reset_index(drop=True)
+def data(n: int, seed: int, catalog: str | None = None) -> TitleDataLoaders:
+    "Draw `n` titles to train on and at most 4,000 to judge by, in categories that training has"
+    df = usda_foods() if catalog is None else labelled_titles(catalog)
+    df = df.sample(min(len(df), n + 4_000), random_state=seed).reset_index(drop=True)
     train, test = df[:n], df[n:]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', TitleWarning)  # six titles in 4,000 differ from a training title in case alone
         return loaders(train, test[test['category'].isin(set(train['category']))], seed)
 
 
-def learner(kind: str, opt: str, n: int, seed: int) -> TitleLearner:
+def learner(kind: str, opt: str, n: int, seed: int, catalog: str | None = None) -> TitleLearner:
     "Create an untrained learner"
     set_seed(seed)
     options = dict(opt_func=Adam) if opt == 'adam' else {}
-    dls = data(n, seed)
+    dls = data(n, seed, catalog)
     learn = ngram_learner(dls, **options) if kind == 'bag' else bpv_learner(dls, nh=64, cell=kind, **options)
     return learn.remove_cb(learn.f1_calibration)
 
 
-def f1_at(rate: float, kind: str, opt: str, n: int, seed: int) -> float | None:
+def f1_at(rate: float, kind: str, opt: str, n: int, seed: int, catalog: str | None = None) -> float | None:
     "Train at a rate and return the weighted F1, None after a divergence"
-    learn = learner(kind, opt, n, seed)
+    learn = learner(kind, opt, n, seed, catalog)
     try:
         with learn.quiet(), learn.added_cbs(NoValidation()):
             if kind == 'bag': learn.fit_flat_cos(epochs['bag'][n], rate, pct_start=0)
@@ -72,6 +77,18 @@ def run(kind: str, opt: str, n: int, seed: int, rate: float | str) -> dict:
     if rate == 'suggested':
         with learner(kind, opt, n, seed).quiet() as learn: rate = learn.lr_find(show_plot=False).knee
     return dict(rate=rate, f1=f1_at(rate, kind, opt, n, seed), seconds=round(time.process_time() - start, 1))
+
+
+def elsewhere(n: int = 5_000, seed: int = 0):
+    "Measure the suggestion and its multiples on other catalogs, and print the weighted F1 of each"
+    epochs['net'][n], epochs['bag'][n], rows = 12, 20, []
+    for catalog, kind, opt in product(catalogs_elsewhere, grids, ('sgd', 'adam')):
+        where = (kind, opt, n, seed, catalog)
+        with learner(*where).quiet() as learn: rate = learn.lr_find(show_plot=False).knee
+        f1s = {multiple: f1_at(multiple * rate, *where) or 0. for multiple in multiples}
+        rows.append(dict(catalog=catalog, kind=kind, opt=opt, suggested=rate, f1=f1s))
+        print(catalog, kind, opt, f'{rate:.3g}', {m: round(f1, 3) for m, f1 in f1s.items()}, flush=True)
+    save('rate_elsewhere', dict(titles=n, rows=rows))
 
 
 def measured(kind: str, opt: str, n: int, seed: int) -> dict[float, float]:
@@ -111,9 +128,11 @@ def main(
     kinds: str = 'bag,qrnn,lstm', # of networks
     rates: str = 'all', # 'all', 'grid', or 'suggested' for the suggestion alone
     summary_only: bool = False, # run nothing, and write the table
+    other_catalogs: bool = False, # measure on other catalogs instead
 ):
     "Measure what is missing, and write the table"
     torch.set_num_threads(1)
+    if other_catalogs: return elsewhere()
     folder.mkdir(parents=True, exist_ok=True)
     jobs = product(sizes.split(','), seeds.split(','), kinds.split(','), ('sgd', 'adam'))
     for n, seed, kind, opt in () if summary_only else jobs:

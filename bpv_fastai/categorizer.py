@@ -102,7 +102,7 @@ def predict(self: Categorizer,
     _warn_cut(label)
     return labelled
 
-# %% ../nbs/50_categorizer.ipynb #427c536f
+# %% ../nbs/50_categorizer.ipynb #7898f3e1
 @patch
 def predict_file(self: Categorizer,
     src: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
@@ -125,9 +125,8 @@ def predict_file(self: Categorizer,
     n_rows = map_file(src, dst, label, title_col, columns, self.chunk_size, identity, progress, spreadsheet)
     _warn_cut(label)
     if label.n_unlabelled:
-        warnings.warn(f"no category for {quantity(label.n_unlabelled, 'row')} labelled now: no title, or more "
-                      'or fewer columns than the first; the column reason, which CSV and Parquet have, tells which',
-                      stacklevel=2)
+        warnings.warn(f"{quantity(label.n_unlabelled, 'row')} read now got no category, mostly for want of a title; "
+                      'the column reason, which CSV and Parquet have, tells why', stacklevel=2)
     return n_rows
 
 # %% ../nbs/50_categorizer.ipynb #339c5854

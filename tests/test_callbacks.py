@@ -60,10 +60,23 @@ def test_a_sweep_neither_calibrates_nor_counts_as_divergence(tmp_path):
 def test_divergence_stops_the_fit_and_skips_the_calibration():
     learn = fit(learner(cbs=[F1Calibration(), StopAtDivergence()]), 1, 1e5)
     error = learn.stop_at_divergence.error
-    assert isinstance(error, TrainingDiverged) and 'Halve' in str(error) and '\n' not in str(error)
+    assert isinstance(error, TrainingDiverged) and 'lower peak rate' in str(error) and '\n' not in str(error)
     assert not learn.f1_calibration.decider.is_fitted
     fit(learn, 0)
     assert learn.stop_at_divergence.error is None
+
+
+def test_a_fit_that_ends_worse_than_guessing_has_diverged():
+    "Also where the loss never was 100 times the first"
+    learn = fit(learner(cbs=StopAtDivergence(every=1, factor=1e9)), 1, 1e3)
+    assert 'that of guessing is 1.39' in str(learn.stop_at_divergence.error)
+    assert fit(learner(cbs=StopAtDivergence(every=1)), 1, .1).stop_at_divergence.error is None
+
+
+def test_too_few_titles_for_decisions_are_said(capsys):
+    learn = fit(learner(60, cbs=F1Calibration()), 1, .1)
+    assert not learn.f1_calibration.decider.is_fitted
+    assert 'no decisions for F1: fewer than 20 different validation titles' in capsys.readouterr().out
 
 
 def reference_halves(learn, k):

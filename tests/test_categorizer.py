@@ -374,7 +374,7 @@ cat.predict_file({str(tmp_path/'t.tsv')!r}, {str(tmp_path/'o.tsv')!r}, precision
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter('always')
         assert resumed.predict_file(tmp_path/'t.tsv', tmp_path/'o.tsv', precision='fp32', progress=False) == 1_000
-    assert [str(w.message) for w in shown if 'no category for 1 row labelled now' in str(w.message)]  # the other was labelled before the kill
+    assert [str(w.message) for w in shown if '1 row read now got no category' in str(w.message)]  # the other was labelled before the kill
     assert {p.name for p in tmp_path.iterdir()} == {'t.tsv', 'o.tsv'}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

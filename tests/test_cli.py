@@ -85,7 +85,7 @@ def test_a_rate_that_is_too_high_is_said_in_a_line_and_a_lower_one_may_follow(tm
     synthetic_catalog(400, 3).to_csv(tmp_path/'c.csv', index=False)
     options = ['c.csv', '--epochs', 1, '--nh', 8, '--bs', 16, '--plain', '--nolinear', '--threads', 2]
     high = call('bpv_train', *options, '--lr', 1e9, cwd=tmp_path)
-    assert high.returncode == 1 and len(high.stderr.strip().splitlines()) == 1 and 'Halve the peak rate with --lr' in high.stderr, high.stderr
+    assert high.returncode == 1 and len(high.stderr.strip().splitlines()) == 1 and 'with a lower peak rate, --lr' in high.stderr, high.stderr
     lower = call('bpv_train', *options, '--lr', .1, cwd=tmp_path)
     assert lower.returncode == 0, lower.stderr
 
@@ -242,13 +242,22 @@ def test_a_model_that_is_replaced_and_answers_that_nobody_accepts(tmp_path):
     def warned(ran): return [line for line in ran.stderr.splitlines() if line.startswith('bpv_')]
     assert len(warned(evaluated)) == 1 and 'cut there' in warned(evaluated)[0]
     labelled = call('bpv_predict', 'model', 'titles.tsv', '--quiet', cwd=tmp_path)
-    assert len(warned(labelled)) == 1 and warned(labelled)[0].startswith('bpv_predict: no category for 2 rows')
+    assert len(warned(labelled)) == 1 and warned(labelled)[0].startswith('bpv_predict: 2 rows read now got no category')
 
 
 def test_a_command_that_fails_ends_with_1_and_a_line(tmp_path):
     for command, *args in (('bpv_train', 'none.tsv'), ('bpv_evaluate', 'nowhere', 'c.tsv'), ('bpv_predict', 'nowhere', 't.tsv')):
         ran = run(command, *args, cwd=tmp_path)
         assert ran.returncode == 1 and ran.stderr.startswith(f'{command}: ') and len(ran.stderr.splitlines()) == 1
+
+
+def test_bad_rows_of_an_evaluation_are_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    df = synthetic_catalog(60, 5)
+    df.loc[3, 'title'] = ''
+    df.to_csv('bad.csv', index=False)
+    assert 'evaluation/bad_rows.csv' in call('bpv_evaluate', saved, 'bad.csv', '--drop', '--out', 'evaluation', cwd='.').stdout
+    assert pd.read_csv('evaluation/bad_rows.csv')['row'].tolist() == [5]
 
 
 @pytest.mark.parametrize('titles, out, kept', [('t.tsv', 'o.tsv', True), ('t.tsv', '-', False), ('-', 'o.tsv', False)])

@@ -297,11 +297,11 @@ def test_after_a_divergence_nothing_is_left_and_another_rate_may_follow(dls, n_j
     monkeypatch.setattr(members.tempfile, 'tempdir', str(tmp_path))
     high = dict(n_jobs=n_jobs, lr_max=1e9, epochs=2)
     for resume in (False, True):
-        with pytest.raises(TrainingDiverged, match='Halve the peak rate'): train(dls, resume=resume, **high)
+        with pytest.raises(TrainingDiverged, match='lower peak rate'): train(dls, resume=resume, **high)
     folder = dls.path/'models'/'ensemble'
     folder.mkdir(parents=True)
     (folder/'2.safetensors').touch()  # a bag beside the networks was done before they diverged
-    with pytest.raises(TrainingDiverged, match='Halve the peak rate'): train(dls, resume=True, ngrams=True, **high)
+    with pytest.raises(TrainingDiverged, match='lower peak rate'): train(dls, resume=True, ngrams=True, **high)
     left = [p for p in tmp_path.iterdir() if not p.name.startswith('pymp-')]  # multiprocessing's own, until it ends
     assert not left and not folder.exists()
     assert len(train(dls, lr_max=.5, resume=True).model.members) == 2

@@ -155,7 +155,7 @@ def test_callbacks_share_no_name_with_the_learner():
 def test_divergence_is_one_sentence_and_leaves_a_working_learner():
     learn = train(synthetic_catalog(300, 4))
     with pytest.raises(TrainingDiverged) as e, learn.no_bar(): learn.fit(1, 1e5)
-    assert '\n' not in str(e.value) and 'Halve' in str(e.value)
+    assert '\n' not in str(e.value) and 'lower peak rate' in str(e.value)
     assert learn.logger is print
 
 

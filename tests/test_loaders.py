@@ -140,6 +140,7 @@ def test_a_column_that_puts_copies_on_both_sides_is_warned_of_and_they_can_be_le
         honest = loaders(df, valid_col='check', on_bad='drop')
     assert len(honest.valid_ds) == 20 and honest.report.shared == 0 and honest.report.dropped == 30
     assert set(honest.report.bad_rows.problem) == {'a training title is a copy of it'} and honest.report.bad_rows.row[0] == 200
+    assert honest.report.titles == 220 and honest.report.copies == 0  # which no split has kept together
 
 
 @pytest.mark.parametrize('df,message', [

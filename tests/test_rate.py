@@ -89,6 +89,14 @@ def test_a_sweep_in_which_the_loss_does_not_fall_is_said(dls):
     with learn.quiet(): assert learn.lr_find(suggest_funcs=None, num_it=20, show_plot=False) is None
 
 
+def test_a_sweep_of_a_trained_network_returns_its_table(dls):
+    learn = ngram_learner(dls)
+    with learn.quiet():
+        learn.fit_flat_cos(15, pct_start=0)
+        assert len(learn.lr_sweep(num_it=30)) > 5
+    plt.close('all')
+
+
 def test_own_rates(dls):
     assert bpv_learner(dls, nh=8).lr == bpv_learner(dls, nh=8, opt_func=SGD).lr == .8
     assert bpv_learner(dls, nh=8, opt_func=Adam).lr == bpv_learner(dls, nh=8, opt_func=ranger).lr == .008

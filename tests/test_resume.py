@@ -431,6 +431,32 @@ def test_a_checkpoint_that_another_fit_writes_is_refused(tmp_path):
     assert files(tmp_path) == []
 
 
+def test_an_interrupted_cell_is_run_again(tmp_path):
+    "With the same learner, whose momentum is somewhere in its cycle"
+    class Interrupt(Callback):
+        def after_batch(self):
+            if self.train_iter == 19: raise KeyboardInterrupt
+    weights = fit(learner(tmp_path), 'fit_one_cycle')
+    interrupted = learner(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        with interrupted.quiet(): interrupted.fit_one_cycle(2, .5, cbs=[Checkpoints(minutes=0), Interrupt()])
+    assert files(tmp_path) == ['fit0.checkpoint'] and interrupted.opt.hypers[-1]['mom'] != interrupted.moms[0]
+    assert all_equal(weights, fit(interrupted, 'fit_one_cycle', resume=True)) and files(tmp_path) == []
+
+
+def test_a_checkpoint_of_another_number_is_named(tmp_path, monkeypatch, capsys):
+    "A cell that is run alone in a new process finds no checkpoint of its number"
+    monkeypatch.setattr(Checkpoints, 'n_finished_fits', 1)
+    with pytest.raises(Killed): fit(learner(tmp_path), 'fit', Kill(), resume=True)
+    monkeypatch.setattr(Checkpoints, 'n_finished_fits', 0)
+    capsys.readouterr()
+    for said in (1, 0):
+        fit(learner(tmp_path), 'fit', resume=True)
+        printed = capsys.readouterr().out
+        assert ('fit1.checkpoint is not of this fit, number 0' in printed) == said and ('continuing' in printed) != said
+    assert files(tmp_path) == []
+
+
 @pytest.mark.parametrize('event', ['before_fit', 'before_train'])
 def test_a_resumed_fit_that_ends_before_it_begins_leaves_no_trace(tmp_path, event):
     class Stop(Callback):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['missing_threshold', 'save_evaluation', 'bpv_evaluate']
 
-# %% ../../nbs/cli/30_evaluate.ipynb #aaaa56d1
+# %% ../../nbs/cli/30_evaluate.ipynb #5397737a
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastcore.script import call_parse
 
 from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
-from ..data.catalog import read_catalog
+from ..data.catalog import catalog_report, read_catalog
 from ..data.errors import quantity
 from ..data.files import whole_file
 from ..data.titles import CategoryVocab
@@ -57,7 +57,7 @@ def save_evaluation(
     plt.close(fig)
     return paths
 
-# %% ../../nbs/cli/30_evaluate.ipynb #fd0162ca
+# %% ../../nbs/cli/30_evaluate.ipynb #64c8e85c
 @call_parse
 def bpv_evaluate(
     model: str, # folder of a saved model
@@ -88,6 +88,7 @@ def bpv_evaluate(
         labels = labels.assign(true=df['category'].to_numpy())
         folder = Path(out) if out else Path(model)/'evaluation'
         written = save_evaluation(labels, category_report(targs, decided, vocab), folder, spreadsheet)
+        written += catalog_report(df).write_bad_rows(folder)
 
         unknown = len(vocab) - len(cat.vocab)
         if unknown: print(f"{quantity(unknown, 'category')} unknown to the model: such titles count as mistakes")

@@ -85,7 +85,7 @@ def train_catalog(
     print(f'label your titles: bpv_predict {out} titles.tsv')
     return cat
 
-# %% ../../nbs/cli/40_train.ipynb #039a0b84
+# %% ../../nbs/cli/40_train.ipynb #f55abdb3
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -120,8 +120,5 @@ def bpv_train(
         limit_threads(threads)
         df = read_catalog(catalog, column_option(title), column_option(category), 'drop' if drop else 'raise')
         folder = Path(out)
-        bad_rows = catalog_report(df).bad_rows
-        if len(bad_rows):
-            with whole_file(folder/'bad_rows.csv') as f: bad_rows.to_csv(f, index=False)
-        else: (folder/'bad_rows.csv').unlink(missing_ok=True)
+        for path in catalog_report(df).write_bad_rows(folder): print(f'bad rows are listed in {path}')
         train_catalog(df, options, folder)

@@ -7,7 +7,7 @@ __all__ = ['PART_SIZE', 'title_keys', 'CatalogReport', 'catalog_report', 'select
            'split_catalog', 'split_by_column', 'drop_unseen', 'drop_shared', 'plot_category_counts',
            'plot_title_lengths']
 
-# %% ../../nbs/data/40_catalog.ipynb #e2f9a6a4
+# %% ../../nbs/data/40_catalog.ipynb #f7d1d706
 import json, unicodedata, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .errors import CatalogError, Remedy, TitleWarning, quantity
+from .files import whole_file
 from .tables import BadCell, TablePart, TableReader, as_text, no_column_error, text_problem
 
 # %% ../../nbs/data/40_catalog.ipynb #0304cc2a
@@ -37,7 +38,7 @@ def title_keys(
     keys = [unicodedata.normalize('NFKC', title.casefold().translate(_letters)) or title for title in titles]
     return np.array(keys, dtype=object)
 
-# %% ../../nbs/data/40_catalog.ipynb #d167d54b
+# %% ../../nbs/data/40_catalog.ipynb #e1bbf6b5
 @dataclass
 class CatalogReport:
     "What `read_catalog` read and what it left out"
@@ -65,7 +66,7 @@ class CatalogReport:
                  (self.copies, f'{quantity(self.copies, "row")} with a copy, which a random split keeps together'),
                  (self.ambiguous, f'{quantity(self.ambiguous, "title")} with several categories'),
                  (self.shared, f'{quantity(self.shared, "validation title")} with a copy in training'),
-                 (self.dropped, f"{quantity(self.dropped, 'bad row')} left out (reasons in the report's bad_rows)")]
+                 (self.dropped, f"{quantity(self.dropped, 'bad row')} left out (listed in bad_rows)")]
         first = f'{self.source}: {quantity(self.titles, "title")} in {quantity(self.categories, "category")}'
         return ', '.join([first, *(note for applies, note in notes if applies)])
 
@@ -83,13 +84,24 @@ def from_df(cls: CatalogReport,
     return cls(source, len(df), df['category'].nunique(), len(df) - df['title'].nunique(), ambiguous, copies=copies,
                **kwargs)
 
-# %% ../../nbs/data/40_catalog.ipynb #70e8537d
+# %% ../../nbs/data/40_catalog.ipynb #0939c8ea
 @patch
 def attach(self: CatalogReport,
     df: pd.DataFrame, # the table that it describes
 ):
     "Keep the report in `df.attrs`"
     df.attrs['catalog'] = {**vars(self), 'bad': json.dumps(self.bad, default=str)}
+
+@patch
+def write_bad_rows(self: CatalogReport,
+    folder: Path, # created where it is missing
+) -> list: # the path of the file, where one was written
+    "Write `bad_rows.csv`, or remove that of an earlier run where no rows are bad"
+    path = folder/'bad_rows.csv'
+    if not self.bad: path.unlink(missing_ok=True)
+    else:
+        with whole_file(path) as f: self.bad_rows.to_csv(f, index=False)
+    return [path] * bool(self.bad)
 
 def catalog_report(
     df: pd.DataFrame, # what `read_catalog` returned
@@ -138,7 +150,7 @@ def _check_part(
     usable = pd.DataFrame(dict(df.items()) | columns).iloc[np.delete(np.arange(len(df)), positions)]
     return usable.astype(dict.fromkeys(texts, 'str')), bad
 
-# %% ../../nbs/data/40_catalog.ipynb #45cae279
+# %% ../../nbs/data/40_catalog.ipynb #043230b8
 _numeric = {'integer', 'floating', 'mixed-integer-float', 'decimal'}  # as pandas infers them
 
 def read_catalog(
@@ -176,7 +188,7 @@ def read_catalog(
 def _bad_row_error(source: str, bad: list[BadCell], none_left: bool = False) -> CatalogError:
     "Make the error that names the first bad row, for a table that has other rows or has not"
     row, column, problem, _ = bad[0]
-    remedy = Remedy('Correct them, or leave such rows out with {on_bad}; the report lists them', on_bad='drop')
+    remedy = Remedy('Correct them, or leave such rows out with {on_bad}', on_bad='drop')
     if none_left: problem, remedy = f'{problem}. Every row of the table is bad', None
     elif len(bad) > 1: problem += f'. {len(bad):,} cells or rows are bad in all'
     return CatalogError(problem, path=source, row=row, column=None if column == '' else column, remedy=remedy)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TitleDataset', 'TitleDL', 'show_table', 'TitleDataLoaders', 'as_series']
 
-# %% ../../nbs/train/10_loaders.ipynb #51b2f4e2
+# %% ../../nbs/train/10_loaders.ipynb #6d51cb24
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np, pandas as pd, torch
 from fastai.basics import (IN_NOTEBOOK, CrossEntropyLossFlat, DataLoader, DataLoaders, default_device, display_df,
                            patch)
 
-from ..data.catalog import (catalog_report, drop_shared, drop_unseen, read_catalog, select_columns,
-                                     split_by_column, split_catalog)
+from ..data.catalog import (CatalogReport, catalog_report, drop_shared, drop_unseen, read_catalog,
+                                     select_columns, split_by_column, split_catalog)
 from ..data.errors import CatalogError
 from ..data.sampler import SortishSampler, cut_batches, sorted_order
 from ..data.tables import as_text
@@ -195,7 +195,7 @@ def share(self: TitleDL,
     dl.sampler.rank, dl.sampler.world_size = rank, world_size
     return dl
 
-# %% ../../nbs/train/10_loaders.ipynb #a6ae04d1
+# %% ../../nbs/train/10_loaders.ipynb #801e9ec7
 class TitleDataLoaders(DataLoaders):
     "Training and validation `TitleDL`s over one catalog; `report` holds what was read and which rows were left out"
     report = None  # the `CatalogReport` of the catalog
@@ -225,8 +225,10 @@ class TitleDataLoaders(DataLoaders):
             valid, shared = drop_shared(valid, train, on_bad)
         valid, unseen = drop_unseen(valid, train['category'] if vocab is None else vocab, on_bad)
         report, dropped = catalog_report(df), unseen + shared * (on_bad == 'drop')
+        if dropped: report = CatalogReport.from_df(pd.concat([train, valid]), report.source, dropped=report.dropped,
+                                                   bad=report.bad, numbers=report.numbers)
         report = replace(report, bad=report.bad + dropped, dropped=report.dropped + len(dropped),
-                         shared=len(shared) * (on_bad != 'drop'))
+                         shared=len(shared) * (on_bad != 'drop'), copies=report.copies * (valid_col is None))
         dls = cls.from_split(train, valid, path, min_freq, max_len, char_vocab, vocab, seed=seed, **kwargs)
         dls.report = report
         if verbose: print(report)

@@ -58,20 +58,21 @@ class StartsAnywhere:
             self.n_orders += not is_search
         for i, b in enumerate(self.dl, getattr(self.dl, 'first_batch', 0)): self.one_batch(i, b)
 
-# %% ../../nbs/train/40_resume.ipynb #c163aeb1
+# %% ../../nbs/train/40_resume.ipynb #eeaf3293
 def _identity(learn: Learner) -> dict:
     "Describe a fit by all that must be equal for a checkpoint to be of this fit"
     dl, opt = learn.dls.train, learn.opt
     network = str(learn.model) + ''.join(str(getattr(learn.model, name, '')) for name in ('config', 'autocast'))
     steps = [(getattr(step, 'func', step).__name__, getattr(step, 'keywords', {})) for step in getattr(opt, 'cbs', [])]
     schedules = [schedule for cb in learn.cbs for schedule in getattr(cb, 'scheds', {}).items()]
+    scheduled = {name for name, _ in schedules}  # an interrupted fit leaves these anywhere
     return dict(
         epochs=learn.n_epoch, batches=len(dl), bs=dl.bs, window=dl.sampler.window, backwards=dl.backwards,
         seed=dl.sampler.seed, valid_titles=len(learn.dls.valid.dataset), network=zlib.crc32(network.encode()),
         titles=zlib.crc32(dl.dataset.titles.buffer) ^ zlib.crc32(np.ascontiguousarray(dl.dataset.targets)),
         optimizer=str([type(opt).__name__, *steps, type(learn.loss_func).__name__]),
         hypers={k: [float(h[k]) for h in opt.hypers] for k, v in opt.hypers[-1].items()
-                if isinstance(v, (int, float, np.number))},  # of each parameter group
+                if isinstance(v, (int, float, np.number)) and k not in scheduled},  # of each parameter group
         frozen=[name for name, p in learn.model.named_parameters() if not p.requires_grad],
         schedule={name: [np.ravel(f(pct)).tolist() for pct in (0, .2, .45, .7, 1)] for name, f in schedules})
 
@@ -221,7 +222,7 @@ def answering_signals(
     finally:
         for s, handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../../nbs/train/40_resume.ipynb #e8743270
+# %% ../../nbs/train/40_resume.ipynb #69ce1dd2
 class Checkpoints(Callback):
     "Write checkpoints of a fit and continue a killed one from its last checkpoint; needs a `TitleLearner`"
     order = 100
@@ -244,9 +245,8 @@ class Checkpoints(Callback):
         if hasattr(self.learn, 'distributed_titles'):
             raise ResumeError('a checkpoint holds the state of one process, and several train this network: fit it '
                               'without resume=True')
-        self.file = Path(self.path or self.learn.path/self.model_dir/f'fit{self.n_finished_fits}.checkpoint')
         self.identity, self.begun = _identity(self.learn), time.monotonic()
-        self.saved, self.state = self.begun, None
+        self.saved, self.state, self.file = self.begun, None, Path(self.path or self._numbered_file())
         with locked(self.file, 'another fit writes this checkpoint'), answering_signals(self._answer):
             self.resumed = self._resumed() if self.file.exists() else None
             self.attends = True
@@ -255,10 +255,23 @@ class Checkpoints(Callback):
             if self.path is None: Checkpoints.n_finished_fits += 1
             if not self.keep or has_diverged(self.learn): self.file.unlink(missing_ok=True)
 
+    def _numbered_file(self) -> Path:
+        "Return the file that has the number of this fit, and print which others wait for fits of their number"
+        folder = self.learn.path/self.model_dir
+        own = folder/f'fit{self.n_finished_fits}.checkpoint'
+        others = [] if own.exists() or not self.verbose else sorted(folder.glob('fit*.checkpoint'))
+        for other in others:  # networks of a loop over seeds differ in nothing else
+            print(f'{other} is not of this fit, number {self.n_finished_fits} with resume=True in this process: '
+                  'it waits for that of its own number')
+        return own
+
     def _resumed(self) -> FitState:
         "Read the checkpoint, and let the fit begin in its epoch"
         state = FitState.read(self.file)
-        differences = [f'{name} {state.identity.get(name)} in the file, {value} now'
+        def difference(name, there, here):
+            if name != 'schedule' or there is None: return f'{name} {there} in the file, {here} now'
+            return f'another schedule of {" and ".join(k for k in here | there if here.get(k) != there.get(k))}'
+        differences = [difference(name, state.identity.get(name), value)
                        for name, value in self.identity.items() if state.identity.get(name) != value]
         if differences:
             raise ResumeError(f'belongs to another fit ({"; ".join(differences)})', path=self.file,

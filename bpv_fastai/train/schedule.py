@@ -39,7 +39,7 @@ def plot_schedule(
         ax.set(xlabel='iterations, %', ylabel=label)
     return axs
 
-# %% ../../nbs/train/20_schedule.ipynb #f394b597
+# %% ../../nbs/train/20_schedule.ipynb #62f941a2
 class LinearLRFinder(LRFinder):
     "fastai's `LRFinder` with a rate that rises in a straight line, at one momentum if given"
     def __init__(self,
@@ -70,7 +70,7 @@ def knee(
     Raises `ValueError` if the loss never falls."""
     lrs, losses = (np.asarray(values, dtype=float) for values in (lrs, losses))
     if not len(losses) or not np.nanmin(losses) < losses[0]:
-        raise ValueError('the loss does not fall between the rates of this sweep: choose a lower start')
+        raise ValueError('the loss does not fall in this sweep: begin lower, or with a network that is not trained yet')
     enough = losses[0] - share * (losses[0] - np.nanmin(losses))
     at = int(np.argmax(losses <= enough))
     return float(lrs[at]), (float(lrs[at]), float(losses[at]))
@@ -85,7 +85,8 @@ def plot_sweep(
     by_momentum = sweep.groupby('mom', dropna=False)
     for mom, part in by_momentum:
         line, = ax.plot(part.lr, part.loss, label=None if pd.isna(mom) else f'{mom:g}')
-        ax.plot(*knee(part.lr, part.loss, len(part), share)[1], 'o', color=line.get_color())
+        if part.loss.min() < part.loss.iloc[0]:  # not where the network is trained already
+            ax.plot(*knee(part.lr, part.loss, len(part), share)[1], 'o', color=line.get_color())
     ax.set(xlabel='learning rate', ylabel='training loss, smoothed',
            ylim=(.95 * sweep.loss.min(), 1.1 * by_momentum.loss.first().max()))
     if sweep.mom.notna().any(): ax.legend(title='momentum', frameon=False)
