@@ -260,6 +260,12 @@ def test_bad_rows_of_an_evaluation_are_listed(tmp_path, monkeypatch, capsys):
     assert pd.read_csv('evaluation/bad_rows.csv')['row'].tolist() == [5]
 
 
+def test_a_file_where_a_folder_is_named(tmp_path):
+    synthetic_catalog(40, 2).to_csv(tmp_path/'c.csv', index=False)
+    ran = call('bpv_train', 'c.csv', '--out', 'c.csv', cwd=tmp_path)
+    assert ran.returncode == 1 and ran.stderr.strip().endswith('Not a directory. Choose another place')
+
+
 @pytest.mark.parametrize('titles, out, kept', [('t.tsv', 'o.tsv', True), ('t.tsv', '-', False), ('-', 'o.tsv', False)])
 def test_a_stopped_labelling_says_whether_it_resumes(tmp_path, monkeypatch, capsys, titles, out, kept):
     def stops(*args): raise KeyboardInterrupt

@@ -7,7 +7,7 @@ __all__ = ['PART_SIZE', 'title_keys', 'CatalogReport', 'catalog_report', 'select
            'split_catalog', 'split_by_column', 'drop_unseen', 'drop_shared', 'plot_category_counts',
            'plot_title_lengths']
 
-# %% ../../nbs/data/40_catalog.ipynb #f7d1d706
+# %% ../../nbs/data/40_catalog.ipynb #f68421a7
 import json, unicodedata, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .errors import CatalogError, Remedy, TitleWarning, quantity
-from .files import whole_file
+from .files import file_errors, whole_file
 from .tables import BadCell, TablePart, TableReader, as_text, no_column_error, text_problem
 
 # %% ../../nbs/data/40_catalog.ipynb #0304cc2a
@@ -84,7 +84,7 @@ def from_df(cls: CatalogReport,
     return cls(source, len(df), df['category'].nunique(), len(df) - df['title'].nunique(), ambiguous, copies=copies,
                **kwargs)
 
-# %% ../../nbs/data/40_catalog.ipynb #0939c8ea
+# %% ../../nbs/data/40_catalog.ipynb #6951ffdf
 @patch
 def attach(self: CatalogReport,
     df: pd.DataFrame, # the table that it describes
@@ -98,10 +98,11 @@ def write_bad_rows(self: CatalogReport,
 ) -> list: # the path of the file, where one was written
     "Write `bad_rows.csv`, or remove that of an earlier run where no rows are bad"
     path = folder/'bad_rows.csv'
-    if not self.bad: path.unlink(missing_ok=True)
-    else:
+    if self.bad:
         with whole_file(path) as f: self.bad_rows.to_csv(f, index=False)
-    return [path] * bool(self.bad)
+        return [path]
+    with file_errors(path): path.unlink(missing_ok=True)
+    return []
 
 def catalog_report(
     df: pd.DataFrame, # what `read_catalog` returned
