@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from fuzz_tables import check_tables
 
 from bpv_fastai.data.errors import CatalogError
-from bpv_fastai.data.tables import BadCell, TableReader, as_text
+from bpv_fastai.data.tables import BadCell, TableReader, as_text, text_problem
 
 
 def rows(path, column='title', size=100_000):
@@ -103,3 +104,10 @@ def test_a_table_of_many_columns_names_some_of_them(tmp_path):
 def test_a_position_beyond_a_parquet_file(tmp_path):
     pd.DataFrame(dict(title=['a'], category=['x'])).to_parquet(tmp_path/'t.parquet')
     with pytest.raises(CatalogError, match='no column 5'): list(TableReader(tmp_path/'t.parquet', [0, 5]).parts())
+
+
+def test_arrow_text_that_is_not_utf8():
+    "As a Parquet file may hold it"
+    encoded = pa.array([b'olive oil', b'caf\xe9', None]).view(pa.string())
+    column = pd.Series(encoded, dtype=pd.StringDtype('pyarrow'))
+    assert as_text(column) == ['olive oil', 'caf\udce9', None] and 'byte 0xe9 is not UTF-8' in text_problem(as_text(column)[1])

@@ -34,7 +34,7 @@ def text_problem(
     if 0xdc80 <= point <= 0xdcff: return f'byte 0x{point - 0xdc00:02x} is not UTF-8: save the file as UTF-8'
     return f'unpaired surrogate U+{point:04X}: the text was cut inside a character'
 
-# %% ../../nbs/data/30_tables.ipynb #beffbfd1
+# %% ../../nbs/data/30_tables.ipynb #f572607f
 def _number_as_text(value):
     "Write a number out; give back what is missing, infinite or no number"
     if isinstance(value, (bool, complex)) or not isinstance(value, numbers.Number): return value
@@ -48,7 +48,11 @@ def as_text(
     column: pd.Series, # cells of any type
 ) -> list: # text, and as they were: cells that are missing or neither text nor number
     "Write the numbers of a column out as text"
-    return [value if isinstance(value, str) else _number_as_text(value) for value in column.astype(object)]
+    try: cells = column.astype(object)
+    except pa.ArrowException:  # bytes that are not UTF-8, which Arrow does not look for when it reads a file
+        encoded = pa.chunked_array(column.array.__arrow_array__()).cast(pa.large_binary()).to_pylist()
+        cells = [None if cell is None else cell.decode(errors='surrogateescape') for cell in encoded]
+    return [value if isinstance(value, str) else _number_as_text(value) for value in cells]
 
 # %% ../../nbs/data/30_tables.ipynb #d768a351
 _nul = '\udc00'  # stands for NUL, which the csv module refuses before Python 3.11
