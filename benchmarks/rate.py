@@ -36,7 +36,7 @@ grids = dict(lstm=dict(sgd=[.06, .125, .25, .5, 1., 2., 4., 8.], adam=adam_rates
              bag=dict(sgd=[.6, 1.25, 2.5, 5., 10., 20., 40., 80.], adam=adam_rates))
 catalogs_elsewhere = ('kicad', 'software')
 multiples = [.25, .5, 1, 2, 4]  # of the suggestion
-epochs = dict(net={2_000: 16, 10_000: 8, 40_000: 4}, bag={2_000: 30, 10_000: 12, 40_000: 6})
+epochs = dict(net={2_000: 16, 3_000: 14, 10_000: 8, 40_000: 4}, bag={2_000: 30, 3_000: 25, 10_000: 12, 40_000: 6})
 
 
 @cache
@@ -79,9 +79,9 @@ def run(kind: str, opt: str, n: int, seed: int, rate: float | str) -> dict:
     return dict(rate=rate, f1=f1_at(rate, kind, opt, n, seed), seconds=round(time.process_time() - start, 1))
 
 
-def elsewhere(n: int = 5_000, seed: int = 0):
+def elsewhere(n: int = 3_000, seed: int = 0):
     "Measure the suggestion and its multiples on other catalogs, and print the weighted F1 of each"
-    epochs['net'][n], epochs['bag'][n], rows = 12, 20, []
+    rows = []
     for catalog, kind, opt in product(catalogs_elsewhere, grids, ('sgd', 'adam')):
         where = (kind, opt, n, seed, catalog)
         with learner(*where).quiet() as learn: rate = learn.lr_find(show_plot=False).knee

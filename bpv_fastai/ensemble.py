@@ -104,7 +104,7 @@ def member_learner(
     if spec.bf16: learn.to_bf16()
     return learn.remove_cb(learn.f1_calibration)
 
-# %% ../nbs/30_ensemble.ipynb #c33fd269
+# %% ../nbs/30_ensemble.ipynb #744c2776
 @patch(cls_method=True)
 def train(cls: Ensemble,
     dls: TitleDataLoaders, # titles and categories
@@ -150,7 +150,8 @@ def train(cls: Ensemble,
             if lr == first: continue
             problem = (f'member {i} ({_direction(*members_of(learn)[0])}) diverged at a peak rate of {first:g} and was '
                        f'trained anew at {lr:g}')
-            remedy = Remedy('A lower {lr_max} (1 by default) spares the lost try')
+            # the rate of a bag is not an argument
+            remedy = spec.lr_max and Remedy('A lower {lr_max} (1 by default) spares the lost try')
             warnings.warn(TitleWarning(problem, remedy=remedy), stacklevel=2)
         ensemble = cls([learn for learn, _ in trained], average, dls, progress, ngrams and average == 'log_prob')
     ensemble.curves = [replace(report, scores=dict(seed=spec.seed) | report.scores)

@@ -224,11 +224,14 @@ def disturb(act, event: str, folder: Path, seconds: float, expected: dict, rng: 
     moment = time.monotonic() + rng.uniform(0, seconds)
     children = [Child(act, folder, largest)]
     os.chdir(folder)
-    at_first_file = rng.random() < .5  # what is at stake begins there
-    while event != 'disk full' and children[0].is_alive() and (late or time.monotonic() < moment):
-        if late and left_to_continue(): late, moment = False, time.monotonic() + rng.expovariate(8 / seconds)
-        elif at_first_file and any(files for _, _, files in os.walk(folder)):
+    at_first_file, is_waiting = rng.random() < .5, late  # what is at stake begins at the first file
+    while event != 'disk full' and children[0].is_alive():
+        if is_waiting and left_to_continue():
+            is_waiting, moment = False, time.monotonic() + rng.uniform(0, seconds / 8)
+        elif not late and at_first_file and any(files for _, _, files in os.walk(folder)):
             at_first_file, moment = False, min(moment, time.monotonic() + rng.expovariate(8 / seconds))
+        # between two outputs of a labelling nothing is left for a while
+        if not is_waiting and time.monotonic() >= moment and (not late or left_to_continue()): break
         time.sleep(.001)
     undone = children[0].is_alive()
     if event == 'second process': children.append(Child(act, folder))

@@ -251,13 +251,13 @@ def test_a_command_that_fails_ends_with_1_and_a_line(tmp_path):
         assert ran.returncode == 1 and ran.stderr.startswith(f'{command}: ') and len(ran.stderr.splitlines()) == 1
 
 
-def test_bad_rows_of_an_evaluation_are_listed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_bad_rows_of_an_evaluation_are_listed(tmp_path):
     df = synthetic_catalog(60, 5)
     df.loc[3, 'title'] = ''
-    df.to_csv('bad.csv', index=False)
-    assert 'evaluation/bad_rows.csv' in call('bpv_evaluate', saved, 'bad.csv', '--drop', '--out', 'evaluation', cwd='.').stdout
-    assert pd.read_csv('evaluation/bad_rows.csv')['row'].tolist() == [5]
+    df.to_csv(tmp_path/'bad.csv', index=False)
+    ran = call('bpv_evaluate', saved, 'bad.csv', '--drop', '--out', 'evaluation', cwd=tmp_path)
+    assert 'evaluation/bad_rows.csv' in ran.stdout
+    assert pd.read_csv(tmp_path/'evaluation'/'bad_rows.csv')['row'].tolist() == [5]
 
 
 def test_a_file_where_a_folder_is_named(tmp_path):

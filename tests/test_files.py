@@ -253,12 +253,13 @@ def test_a_model_is_loaded_while_another_replaces_it(tmp_path):
 @contextlib.contextmanager
 def limited_files(size):
     "Let no file of this process grow beyond so many bytes, as on a full disk"
-    before, sys.dont_write_bytecode = (resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode), True
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[0][1]))
+    before, no_bytecode = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # Python does not notice that a compiled module is cut off
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try: yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
-        sys.dont_write_bytecode = before[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = no_bytecode
 
 
 def tree(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}

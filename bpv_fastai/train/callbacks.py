@@ -64,7 +64,7 @@ class ReturnMemory(Callback):
     def after_batch(self):
         if self.iter % self.every == self.every - 1: return_memory()
 
-# %% ../../nbs/train/30_callbacks.ipynb #1bd59f57
+# %% ../../nbs/train/30_callbacks.ipynb #0ceee2d1
 class StopAtDivergence(Callback):
     """Stop training when the loss is not finite or 100 times the first; `TitleLearner.fit` then raises `error`.
 
@@ -80,14 +80,14 @@ class StopAtDivergence(Callback):
 
     def before_fit(self):
         self.run = not any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
-        self.limit, self.worst, self.error = None, torch.tensor(-float('inf'), device=self.dls.device), None
+        self.first, self.worst, self.error = None, torch.tensor(-float('inf'), device=self.dls.device), None
 
     def after_batch(self):
         self.worst = torch.maximum(self.worst, self.loss.detach())  # NaN stays NaN
         if self.iter % self.every and self.iter < self.n_iter - 1: return
         worst = self.learn.to_detach(self.worst[None]).max().item()  # of all processes: they stop together
-        if self.limit is None: self.limit = self.factor * max(1., worst)
-        if worst <= self.limit < float('inf'): return
+        if self.first is None: self.first = max(1., worst)
+        if worst <= self.factor * self.first < float('inf'): return
         self.error = TrainingDiverged(
             f'the loss reached {worst:.3g} in epoch {self.epoch}, batch {self.iter} of {self.n_iter}, '
             f'at a learning rate of {self.opt.hypers[-1]["lr"]:.3g}: the weights are lost',
@@ -96,9 +96,9 @@ class StopAtDivergence(Callback):
 
     def after_train(self):
         # a fit may resume behind its last batch
-        if self.limit is None or self.epoch < self.n_epoch - 1 or not hasattr(self.learn, 'smooth_loss'): return
+        if self.first is None or self.epoch < self.n_epoch - 1 or not hasattr(self.learn, 'smooth_loss'): return
         loss, of_guessing = float(self.smooth_loss), math.log(max(2, self.dls.c))
-        if loss <= 2 * max(self.limit / self.factor, of_guessing): return
+        if loss <= 2 * max(self.first, of_guessing): return
         self.error = TrainingDiverged(f'the loss ended at {loss:.3g}, and that of guessing is {of_guessing:.3g}: '
                                       'nothing was learned', remedy=self.remedy)
         raise CancelFitException()

@@ -195,7 +195,7 @@ def share(self: TitleDL,
     dl.sampler.rank, dl.sampler.world_size = rank, world_size
     return dl
 
-# %% ../../nbs/train/10_loaders.ipynb #801e9ec7
+# %% ../../nbs/train/10_loaders.ipynb #ad718802
 class TitleDataLoaders(DataLoaders):
     "Training and validation `TitleDL`s over one catalog; `report` holds what was read and which rows were left out"
     report = None  # the `CatalogReport` of the catalog
@@ -225,10 +225,9 @@ class TitleDataLoaders(DataLoaders):
             valid, shared = drop_shared(valid, train, on_bad)
         valid, unseen = drop_unseen(valid, train['category'] if vocab is None else vocab, on_bad)
         report, dropped = catalog_report(df), unseen + shared * (on_bad == 'drop')
-        if dropped: report = CatalogReport.from_df(pd.concat([train, valid]), report.source, dropped=report.dropped,
-                                                   bad=report.bad, numbers=report.numbers)
-        report = replace(report, bad=report.bad + dropped, dropped=report.dropped + len(dropped),
-                         shared=len(shared) * (on_bad != 'drop'), copies=report.copies * (valid_col is None))
+        rest = CatalogReport.from_df(pd.concat([train, valid]), report.source) if dropped else report
+        report = replace(rest, bad=report.bad + dropped, dropped=report.dropped + len(dropped), numbers=report.numbers,
+                         shared=len(shared) * (on_bad != 'drop'), copies=rest.copies * (valid_col is None))
         dls = cls.from_split(train, valid, path, min_freq, max_len, char_vocab, vocab, seed=seed, **kwargs)
         dls.report = report
         if verbose: print(report)

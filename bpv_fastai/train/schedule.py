@@ -39,7 +39,7 @@ def plot_schedule(
         ax.set(xlabel='iterations, %', ylabel=label)
     return axs
 
-# %% ../../nbs/train/20_schedule.ipynb #62f941a2
+# %% ../../nbs/train/20_schedule.ipynb #858b8883
 class LinearLRFinder(LRFinder):
     "fastai's `LRFinder` with a rate that rises in a straight line, at one momentum if given"
     def __init__(self,
@@ -59,6 +59,10 @@ class LinearLRFinder(LRFinder):
 
 FALL_AT_PEAK = dict(sgd=.8, adam=.95)  # share of the loss's fall at a good peak rate; benchmarks/results/rate.json
 
+def _falls(losses: np.ndarray) -> bool:
+    "Tell whether the loss falls in a sweep; it does not if the network is trained already, or the rates are too high"
+    return len(losses) > 0 and np.nanmin(losses) < losses[0]
+
 def knee(
     lrs: Sequence[float], # rates of a sweep, rising
     losses: Sequence[float], # smoothed training losses at these rates
@@ -69,7 +73,7 @@ def knee(
 
     Raises `ValueError` if the loss never falls."""
     lrs, losses = (np.asarray(values, dtype=float) for values in (lrs, losses))
-    if not len(losses) or not np.nanmin(losses) < losses[0]:
+    if not _falls(losses):
         raise ValueError('the loss does not fall in this sweep: begin lower, or with a network that is not trained yet')
     enough = losses[0] - share * (losses[0] - np.nanmin(losses))
     at = int(np.argmax(losses <= enough))
@@ -85,7 +89,7 @@ def plot_sweep(
     by_momentum = sweep.groupby('mom', dropna=False)
     for mom, part in by_momentum:
         line, = ax.plot(part.lr, part.loss, label=None if pd.isna(mom) else f'{mom:g}')
-        if part.loss.min() < part.loss.iloc[0]:  # not where the network is trained already
+        if _falls(part.loss.to_numpy()):
             ax.plot(*knee(part.lr, part.loss, len(part), share)[1], 'o', color=line.get_color())
     ax.set(xlabel='learning rate', ylabel='training loss, smoothed',
            ylim=(.95 * sweep.loss.min(), 1.1 * by_momentum.loss.first().max()))
