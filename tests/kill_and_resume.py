@@ -13,6 +13,7 @@ were done, and those that had left something to continue from."""
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -221,17 +222,16 @@ def untrue(act, event: str, child: Child, folder: Path) -> str:
 def disturb(act, event: str, folder: Path, seconds: float, expected: dict, rng: random.Random, late: bool) -> dict:
     "Disturb an act and do it again; return what went wrong, and whether it was not done and had left something"
     largest = int(10 ** rng.uniform(2.5, 5)) if event == 'disk full' else None
-    moment = time.monotonic() + rng.uniform(0, seconds)
+    moment = math.inf if late else time.monotonic() + rng.uniform(0, seconds)
     children = [Child(act, folder, largest)]
     os.chdir(folder)
-    at_first_file, is_waiting = rng.random() < .5, late  # what is at stake begins at the first file
+    at_first_file = not late and rng.random() < .5  # what is at stake begins there
     while event != 'disk full' and children[0].is_alive():
-        if is_waiting and left_to_continue():
-            is_waiting, moment = False, time.monotonic() + rng.uniform(0, seconds / 8)
-        elif not late and at_first_file and any(files for _, _, files in os.walk(folder)):
+        if moment == math.inf and left_to_continue(): moment = time.monotonic() + rng.uniform(0, seconds / 8)
+        elif at_first_file and any(files for _, _, files in os.walk(folder)):
             at_first_file, moment = False, min(moment, time.monotonic() + rng.expovariate(8 / seconds))
         # between two outputs of a labelling nothing is left for a while
-        if not is_waiting and time.monotonic() >= moment and (not late or left_to_continue()): break
+        if time.monotonic() >= moment and (not late or left_to_continue()): break
         time.sleep(.001)
     undone = children[0].is_alive()
     if event == 'second process': children.append(Child(act, folder))
