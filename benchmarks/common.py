@@ -5,17 +5,19 @@ import platform
 import random
 import tempfile
 import time
-from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
 from scipy.stats import t as student_t
 
+from bpv_fastai.cli.plan import TrainOptions, choose_recipe
+from bpv_fastai.data.catalog import split_catalog
 from bpv_fastai.decide.metrics import CategoryCounts
 from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.learner import TitleLearner
@@ -23,7 +25,6 @@ from bpv_fastai.models.inference import usable_cores
 from bpv_fastai.models.precision import means_bf16
 from bpv_fastai.train.callbacks import F1Calibration
 from bpv_fastai.train.loaders import TitleDataLoaders, TitleDL
-from bpv_fastai.train.recipe import Recipe
 
 results = Path(__file__).parent/'results'
 
@@ -91,17 +92,17 @@ def fit(learn: TitleLearner, n_epochs: int, bag: bool = False, lr: float = 1.) -
     return time.process_time() - start
 
 
-def members_of_recipe(recipe: Recipe) -> dict:
-    "Return a recipe as arguments of `Ensemble.train`: all except the batch, which is the loaders'"
-    return {name: value for name, value in asdict(recipe).items() if name != 'bs'}
-
-
-def train_default(dls: TitleDataLoaders, recipe: Recipe, seed: int) -> tuple[Ensemble, float]:
-    "Train what `bpv_train` trains, with seeds of its own. Returns the ensemble and the seconds"
+def train_default(labelled: pd.DataFrame, seed: int, minutes: float | None = None) -> tuple:
+    """Train what `bpv_train` trains on labelled titles, on the threads of PyTorch. Returns the judged ensemble, whose
+    `final` is the one to keep, the recipe, and the seconds"""
     start = time.perf_counter()
-    ensemble = Ensemble.train(dls, ngrams=True, bf16=means_bf16('auto', dls.device), progress=False,
-                              seeds=[10 * seed, 10 * seed + 1], **members_of_recipe(recipe))
-    return ensemble, time.perf_counter() - start
+    options = TrainOptions(minutes=minutes, seed=seed)
+    train, valid = split_catalog(labelled, options.valid_pct(len(labelled)), seed)
+    dls = TitleDataLoaders.from_split(train, valid, bs=128, val_bs=256, seed=seed)
+    bf16 = means_bf16('auto', dls.device)
+    recipe = choose_recipe(dls, options, bf16)
+    ensemble = Ensemble.train(dls, recipe, seed, bf16=bf16, progress=False)
+    return ensemble, recipe, time.perf_counter() - start
 
 
 # fastText

@@ -1,144 +1,176 @@
-"""Weighted F1 against the number of training titles, and against seconds: the default training, its parts, linear SVMs
-and fastText.
+"""Weighted F1 with the same labels for everybody: the default training, its parts, linear SVMs and fastText.
 
-    python benchmarks/curve.py                          # 2,000 to 200,000 USDA titles, 3 seeds: hours on two cores
-    python benchmarks/curve.py --sizes 2000,10000       # the small ones
-    python benchmarks/curve.py --tables                 # only the table, from runs made before
+    python benchmarks/curve.py                                   # 2,000 to 200,000 USDA titles, 3 seeds: hours
+    python benchmarks/curve.py --sizes 2000,10000                # the small ones
+    python benchmarks/curve.py --catalog games --sizes 10000     # another catalog (benchmarks/catalogs.py)
+    python benchmarks/curve.py --catalog games --by supplier     # titles of other suppliers judge
+    python benchmarks/curve.py --tables                          # only the tables, from runs made before
 
-Each title once; a seed draws training, validation (a third as many, at most 20,000) and 20,000 test titles, on which
-all are judged. Validation titles are for what is not training: shares, calibration and decisions of this library,
-settings of fastText. fastText tries at least three settings, and as many of 43 as can begin in the seconds that our
-training took, at most ten minutes. C of the SVMs is chosen among .3, 1 and 3 on a fifth of the training titles (at most
-20,000). Runs are kept in benchmarks/results/curve and not repeated, except ours where `Recipe.for_catalog` has changed.
+A seed draws `n` labelled titles and test titles (`labelled_split`). Everybody gets the labelled ones and nothing else.
+This library holds some of them out to judge members and to fit decisions, then trains on all, and fits its rule on the
+test titles without their labels. The SVMs choose C among .3, 1 and 3 on a fifth of the labelled titles (at most 20,000)
+and then train on all; fastText does so with at least three settings, and as many of 43 as can begin in the seconds that
+our training took, at most ten minutes.
+
+Runs are kept in benchmarks/results/curve, a file for each catalog, size and seed, and are not repeated.
 Seconds are comparable where all run on one core: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/curve.py`."""
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
-import torch
-from common import (fasttext_ids, fasttext_search, half_interval, members_of_recipe, results, save,
-                    train_default)
+
+from common import fasttext_ids, fasttext_model, fasttext_search, half_interval, results, save, train_default
 from fastcore.script import call_parse
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import make_pipeline, make_union
 from sklearn.svm import LinearSVC
-from splits import Judge, loaders, usda_split
+from splits import Judge, labelled_split
 from timing import timed
 
 from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.data.titles import CategoryVocab
 from bpv_fastai.ensemble import Ensemble
-from bpv_fastai.learner import ngram_learner
-from bpv_fastai.train.callbacks import F1Calibration
-from bpv_fastai.train.recipe import Recipe, ngram_epochs
 
 runs = results/'curve'
+rivals = 'SVM, words', 'SVM, characters', 'SVM, both', 'fastText'
 
 
-def ours(train, valid, judge: Judge, seed: int) -> dict:
-    "Score the default training and its parts, each with the most probable category and with decisions"
-    recipe, scores = Recipe.for_catalog(len(train)), {}
-    dls = loaders(train, valid, seed, recipe.bs)
-
-    def add(name: str, learn, seconds: float):
-        cat = Categorizer.from_learner(learn)
-        f1 = {rule: judge(cat.predict(judge.test['title'], decide=rule, progress=False)['category'])
-              for rule in ('best', 'f1')}
-        scores[name] = dict(f1=f1['f1'], best=f1['best'], seconds=seconds, shares=learn.model.shares)
-
-    ensemble, seconds = train_default(dls, recipe, seed)
-    of_networks = ensemble.reports['seconds'].tolist()[:2]
-    with ensemble.quiet():
-        add('default', ensemble, seconds)
-        add('networks', ensemble.drop(2), sum(of_networks) / min(2, max(1, torch.get_num_threads())))
-    bag = ngram_learner(dls).remove_cb(F1Calibration)
-    with bag.quiet(): _, seconds = timed(bag.fit_flat_cos, ngram_epochs(len(train)), pct_start=0)
-    add('n-grams', Ensemble([bag], progress=False), seconds)
-    return scores | dict(choice=members_of_recipe(recipe))
+def features(kind: str):
+    "Return TF-IDF of words and pairs of words, of characters within words, or both"
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 5), sublinear_tf=True)
+    return dict(words=words, characters=characters, both=make_union(words, characters))[kind]
 
 
-def svm(features: TfidfVectorizer, train, judge: Judge) -> dict:
-    "Score a linear SVM with C chosen on held-out training titles"
+def judged(learn: Ensemble, judge: Judge) -> dict:
+    "Score an ensemble by the most probable category, with the rule of its held-out titles, and with one for the test"
+    cat, titles = Categorizer.from_learner(learn), judge.test['title']
+    ways = dict(best=dict(decide='best'), rule=dict(decide='f1', adapt=False), f1=dict(decide='f1', adapt=True))
+    return {way: judge(cat.predict(titles, progress=False, **options)['category']) for way, options in ways.items()}
+
+
+def ours(labelled: pd.DataFrame, judge: Judge, seed: int) -> dict:
+    "Score the default training, what was held out of it, and its members"
+    learn, recipe, seconds = train_default(labelled, seed)
+    names, final = learn.reports['member'].tolist(), learn.final or learn
+    table = learn.decider.table
+    held_out = dict(titles=len(learn.dls.valid_ds), best=table.loc[('best wins', 'raw'), 'f1'],
+                    f1=table.loc[('expected F1', 'calibrated'), 'f1'])
+    scores = dict(default=judged(final, judge) | dict(
+        seconds=seconds, held_out=held_out, shares=dict(zip(names, learn.model.shares or [])), recipe=asdict(recipe),
+        member_seconds=dict(zip(names, learn.reports['seconds'])), final=recipe.final))
+    if learn.final: scores['default, not trained on all'] = judged(learn, judge)
+    for i, name in enumerate(names):
+        one = Ensemble([final], progress=False)
+        one.model.shares = [float(j == i) for j in range(len(names))]
+        scores[name] = dict(f1=judge(Categorizer.from_learner(one).predict(
+            judge.test['title'], decide='best', progress=False)['category']), seconds=learn.reports['seconds'][i])
+        shares = np.array(learn.model.shares or [1.] * len(names)) * (np.arange(len(names)) != i)
+        if not shares.any(): continue
+        final.model.shares, kept = (shares / shares.sum()).tolist(), final.model.shares
+        rest = Ensemble([final], progress=False)
+        rest.model.shares, rest.fitted_decider = final.model.shares, final.fitted_decider
+        rest.fitted_decider.weights = None  # of the whole ensemble, and near enough
+        scores[f'without {name}'] = judged(rest, judge)
+        final.model.shares = kept
+    return scores
+
+
+def svm(kind: str, labelled: pd.DataFrame, judge: Judge) -> dict:
+    "Score a linear SVM with C chosen on a fifth of the labelled titles"
     def fitted(C: float, df):
-        return make_pipeline(features, LinearSVC(C=C, random_state=0)).fit(df['title'], df['category'])
+        return make_pipeline(features(kind), LinearSVC(C=C, random_state=0)).fit(df['title'], df['category'])
 
     def choose_C() -> float:
-        part = train.sample(min(len(train), 20_000), random_state=0)
+        part = labelled.sample(min(len(labelled), 20_000), random_state=0)
         held_out, fit_on = part[:len(part) // 5], part[len(part) // 5:]
         accuracy = {C: (fitted(C, fit_on).predict(held_out['title']) == held_out['category']).mean()
                     for C in (.3, 1., 3.)}
         return max(accuracy, key=accuracy.get)
 
     C, seconds_choosing = timed(choose_C)
-    model, seconds = timed(fitted, C, train)
+    model, seconds = timed(fitted, C, labelled)
     f1 = judge(model.predict(judge.test['title']))
     return dict(f1=f1, C=C, seconds=seconds_choosing + seconds, seconds_choosing=seconds_choosing)
 
 
-def fasttext(train, valid, judge: Judge, limit: float) -> dict:
-    "Score fastText, with settings chosen on the validation titles"
-    vocab = CategoryVocab.fit(train['category'])
+def fasttext(labelled: pd.DataFrame, judge: Judge, limit: float) -> dict:
+    "Score fastText, with settings chosen on a fifth of the labelled titles and then trained on all"
+    vocab, part = CategoryVocab.fit(labelled['category']), labelled.sample(frac=1, random_state=0)
     def inputs(df): return df['title'].str.lower().tolist(), vocab.encode(df['category'])
-    best = fasttext_search(inputs(train), inputs(valid), len(vocab), limit)
-    categories = vocab.decode(fasttext_ids(best['model'], judge.test['title'].str.lower()))
-    return dict(f1=judge(categories), seconds=best['seconds'], tried=best['tried'], **best['options'])
+    cut = min(len(part) // 5, 4_000)
+    best = fasttext_search(inputs(part[cut:]), inputs(part[:cut]), len(vocab), limit)
+    model, seconds = timed(fasttext_model, *inputs(labelled), **best['options'])
+    categories = vocab.decode(fasttext_ids(model, judge.test['title'].str.lower()))
+    return dict(f1=judge(categories), seconds=best['seconds'] + seconds, tried=best['tried'], **best['options'])
 
 
-def run(n: int, seed: int):
+def run(catalog: str, n: int, seed: int, by: str, only: str):
     "Score all contenders on one split, each kept as soon as it is done"
-    path = runs/f'{n}_{seed}.json'
+    name = f"{catalog}{' by ' * bool(by)}{by}".replace(' ', '-')
+    path = runs/f'{name}_{n}_{seed}.json'
     scores = json.loads(path.read_text()) if path.exists() else {}
-    train, valid, test = usda_split(n, seed)
+    labelled, test = labelled_split(catalog, n, seed, by)
     judge = Judge(test)
 
     def keep(new: dict):
-        scores.update(new)
+        scores.update(new, titles=len(labelled), test_titles=len(test), categories=labelled['category'].nunique(),
+                      characters=round(labelled['title'].str.len().mean(), 1))
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(scores, indent=1))
-        print(n, seed, {k: round(v['f1'], 4) if 'f1' in v else v for k, v in new.items()}, flush=True)
+        print(name, n, seed, {k: round(v['f1'], 4) for k, v in new.items()}, flush=True)
 
-    if scores.get('choice') != members_of_recipe(Recipe.for_catalog(n)): keep(ours(train, valid, judge, seed))
-    if 'SVM, words' not in scores:
-        keep({'SVM, words': svm(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), train, judge)})
-    if 'fastText' not in scores:
-        keep({'fastText': fasttext(train, valid, judge, min(600, scores['default']['seconds']))})
-    if 'SVM, characters' not in scores:
-        features = TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 5), sublinear_tf=True)
-        keep({'SVM, characters': svm(features, train, judge)})
+    if 'default' not in scores: keep(ours(labelled, judge, seed))
+    for kind in ('words', 'both', 'characters'):
+        if f'SVM, {kind}' not in scores and kind in only: keep({f'SVM, {kind}': svm(kind, labelled, judge)})
+    if 'fastText' not in scores and 'fastText' in only:
+        keep({'fastText': fasttext(labelled, judge, min(600, scores['default']['seconds']))})
 
 
 def summary(values: list) -> dict:
-    "Average (f1, seconds, f1 of the most probable category) over seeds, with half a 95% interval"
-    f1, seconds, best = zip(*values)
-    result = dict(f1=float(np.mean(f1)), half=half_interval(f1), n=len(f1), seconds=float(np.median(seconds)))
-    best = [value for value in best if value is not None]
-    return result | (dict(best=float(np.mean(best))) if best else {})
+    "Average scores over seeds, with half a 95% interval, and take the median of seconds"
+    f1 = [v['f1'] for v in values]
+    means = {way: float(np.mean([v[way] for v in values])) for way in ('best', 'rule') if way in values[0]}
+    seconds = [v['seconds'] for v in values if 'seconds' in v]
+    return dict(f1=float(np.mean(f1)), half=half_interval(f1), n=len(f1)) | means | (
+        dict(seconds=float(np.median(seconds))) if seconds else {})
 
 
 def table() -> dict:
-    "Summarize each size and contender, and the lead over the best of the others that were run on a split"
+    "Summarize each catalog, size and contender, and the lead over the best of the rivals that were run on a split"
     values = {}
-    for path in sorted(runs.glob('*_*.json')):
-        n, scores = int(path.stem.split('_')[0]), json.loads(path.read_text())
-        row = values.setdefault(n, {})
+    for path in sorted(runs.glob('*_*_*.json')):
+        catalog, n, _ = path.stem.split('_')
+        scores, row = json.loads(path.read_text()), values.setdefault(catalog, {}).setdefault(int(n), {})
         for name, score in scores.items():
-            if 'f1' in score: row.setdefault(name, []).append((score['f1'], score['seconds'], score.get('best')))
-        rivals = [scores[name]['f1'] for name in ('SVM, words', 'SVM, characters', 'fastText') if name in scores]
-        if rivals and 'default' in scores:
-            row.setdefault('lead', []).append((scores['default']['f1'] - max(rivals), 0, None))
-    return {str(n): {name: summary(v) for name, v in row.items()} for n, row in sorted(values.items())}
+            if isinstance(score, dict): row.setdefault(name, []).append(score)
+        best = max((scores[name]['f1'] for name in rivals if name in scores), default=None)
+        if best is None or 'default' not in scores: continue
+        row.setdefault('lead', []).append(dict(f1=scores['default']['f1'] - best))
+        held_out = scores['default']['held_out']
+        row.setdefault('held-out score minus true one', []).append(
+            dict(f1=held_out['f1'] - scores['default']['f1'], best=held_out['best'] - scores['default']['best']))
+    return {catalog: {str(n): {name: summary(v) for name, v in row.items()} for n, row in sorted(sizes.items())}
+            for catalog, sizes in values.items()}
 
 
 @call_parse
 def main(
-    sizes: str = '2000,10000,40000,200000', # training titles
+    catalog: str = 'usda', # or kicad, goods, software, games
+    sizes: str = '2000,10000,40000,200000', # labelled titles
     seeds: int = 3, # splits of each size
-    tables: bool = False, # only the table
+    first: int = 0, # the first of them
+    by: str = '', # no group of this column has titles among labelled and test titles; 'first word' for any catalog
+    only: str = 'words,both,characters,fastText', # rivals to run
+    tables: bool = False, # only the tables
 ):
     "Train, judge, save"
     if not tables:
-        for seed in range(seeds):
-            for n in map(int, sizes.split(',')): run(n, seed)
-    rows = table()
-    print(pd.DataFrame({n: {k: v['f1'] for k, v in row.items()} for n, row in rows.items()}).round(4).to_string())
-    save('curve', dict(table=rows))
+        for seed in range(first, first + seeds):
+            for n in map(int, sizes.split(',')): run(catalog, n, seed, by, only)
+    result = table()
+    for name, rows in result.items():
+        print(name)
+        print(pd.DataFrame({n: {k: v['f1'] for k, v in row.items()} for n, row in rows.items()}).round(4).to_string())
+    save('curve', dict(table=result))

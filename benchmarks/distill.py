@@ -23,6 +23,7 @@ from bpv_fastai.models.ngrams import NgramBag
 from bpv_fastai.models.precision import has_native_bf16
 from bpv_fastai.train.callbacks import best_preds
 from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.recipe import Member, Recipe, ngram_epochs
 
 
 def f1_of(learn) -> float:
@@ -82,8 +83,9 @@ def main(
     dls = TitleDataLoaders.from_df(df, bs=scale['bs'], val_bs=256, seed=42, verbose=False)
     others = foods[~foods['title'].isin(set(df['title']))].sample(unlabelled, random_state=0)['title'].tolist()
     start, (teacher_epochs, lr_max) = time.perf_counter(), scale['long']
-    teacher = Ensemble.train(dls, epochs=teacher_epochs, lr_max=lr_max, nh=scale['nh'], n_jobs=2, bf16=bf16,
-                             ngrams=True, progress=False)
+    recipe = Recipe.pairs(epochs=teacher_epochs, lr_max=lr_max, nh=scale['nh'])
+    recipe.members.append(Member('ngrams', ngram_epochs(len(dls.train_ds)), optimizer='adam', schedule='falling'))
+    teacher = Ensemble.train(dls, recipe, n_jobs=2, bf16=bf16, progress=False)
     f1 = dict(teacher=[f1_of(teacher)], fasttext=fasttext_f1(dls), alone=[], taught=[], taught_more=[])
     print('teacher', f1['teacher'], 'fastText', f1['fasttext'], f'{time.perf_counter() - start:.0f} s', flush=True)
     options = dict(nh=nh, emb_sz=emb_sz, n_layers=1, bf16=bf16)

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.ensemble import Ensemble
+from bpv_fastai.train.recipe import Member, Recipe
 from bpv_fastai.learner import bpv_learner
 from bpv_fastai.train.callbacks import F1Calibration
 from bpv_fastai.train.loaders import TitleDataLoaders
@@ -51,8 +52,8 @@ def members_seconds(dls, n: int, nh: int, precision: str) -> float:
     """Train `n` members at once for one epoch, with calibration. Returns the seconds.
 
     One is trained in this process, several in processes of their own, whose start counts."""
-    return seconds(Ensemble.train, dls, directions=[i % 2 == 1 for i in range(n)], epochs=1, n_jobs=n, nh=nh,
-                   bf16=precision == 'bf16', progress=False)
+    recipe = Recipe([Member('bpv', 1, i % 2 == 1, lr_max=1., kwargs=dict(nh=nh)) for i in range(n)])
+    return seconds(Ensemble.train, dls, recipe, n_jobs=n, bf16=precision == 'bf16', progress=False)
 
 
 @call_parse

@@ -5,6 +5,7 @@ from bpv_fastai.data.catalog import read_catalog, title_keys
 from bpv_fastai.data.samples import usda_foods
 from bpv_fastai.data.titles import CategoryVocab
 from bpv_fastai.train.loaders import TitleDataLoaders
+from catalogs import labelled_titles
 from common import weighted_f1
 
 # of benchmarks/paper.py: titles (0: all), width, batch, (epochs, rate) of short and long trainings, networks of a kind
@@ -34,6 +35,30 @@ def usda_split(n: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     train, valid, test = (df[part == i] for i in range(3))
     known = set(train['category'])
     return train, valid[valid['category'].isin(known)], test[test['category'].isin(known)]
+
+
+def labelled_split(catalog: str, n: int, seed: int, by: str = '') -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw `n` labelled titles (or all) and test titles, 8,000 (USDA: 20,000) or a quarter, in their categories.
+
+    Without `by` they are drawn at random. With a column, 'supplier', or 'first word', no group of it has titles on both
+    sides: test titles come from elsewhere, as those of a new supplier do."""
+    if catalog == 'usda' and not by: return usda_split(n, seed)[::2]
+    df = one_of_copies(usda_foods()) if catalog == 'usda' else labelled_titles(catalog)
+    df = df.sample(frac=1, random_state=seed).reset_index(drop=True)
+    n_test = min(8_000, len(df) // 4)
+    if by:
+        groups = df['title'].str.split().str[0].str.lower() if by == 'first word' else df[by]
+        df, groups = df[groups.notna()], groups[groups.notna()]
+        sizes = groups.value_counts().loc[groups.unique()]  # in a random order
+        in_test = groups.isin(sizes.index[sizes.cumsum() <= min(n_test, len(df) // 4)])
+        train, test = df[~in_test][:n], df[in_test]
+    else: train, test = df[n_test:][:n], df[:n_test]
+    return train, test[test['category'].isin(set(train['category']))]
+
+
+def one_of_copies(df: pd.DataFrame) -> pd.DataFrame:
+    "Leave out titles with an earlier copy, which may differ in case, space or punctuation"
+    return df[~pd.Series(title_keys(df['title']), df.index).duplicated()]
 
 
 def loaders(train: pd.DataFrame, other: pd.DataFrame, seed: int, bs: int = 128) -> TitleDataLoaders:

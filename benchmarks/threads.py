@@ -50,9 +50,10 @@ import time
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.recipe import Recipe
 dls = TitleDataLoaders.from_df(synthetic_catalog(4_000, 50), bs=64, verbose=False)
 begin = time.time()
-Ensemble.train(dls, epochs=1, nh=128, progress=False, n_jobs={n_jobs})
+Ensemble.train(dls, Recipe.pairs(epochs=1, nh=128), progress=False, n_jobs={n_jobs})
 print(time.time() - begin)
 '''
 

@@ -30,7 +30,7 @@ from bpv_fastai.data.samples import usda_foods
 from bpv_fastai.learner import bpv_learner, ngram_learner
 from bpv_fastai.models.average import fit_shares
 from bpv_fastai.models.network import TitleEncoder
-from bpv_fastai.models.ngrams import letter_ids
+from bpv_fastai.models.ngrams import fold_characters
 from bpv_fastai.models.pooling import pool_views
 from bpv_fastai.models.precision import means_bf16
 from bpv_fastai.train.recipe import ngram_epochs
@@ -167,7 +167,7 @@ def conv_front(model, dls):
 
 
 def words_from_chars(model, dls):
-    letters = letter_ids(dls.char_vocab.chars)
+    letters, _ = fold_characters(dls.char_vocab.chars)
     model.encoder = WordsFromChars(len(dls.char_vocab), letters, 128, model.config['emb_sz'])
 
 

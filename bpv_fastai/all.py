@@ -20,11 +20,11 @@ from .decide.taxonomy import path_scores
 from .distill import distill
 from .ensemble import Ensemble, snapshots
 from .interpret import TitleInterpretation
-from .learner import bpv_learner, ngram_learner
+from .learner import bpv_learner, linear_learner, ngram_learner
 from .models.pooling import PoolingLinearClassifier
 from .train.callbacks import WeightedF1, WeightedPrecision, WeightedRecall, best_preds
 from .train.loaders import TitleDataLoaders
-from .train.recipe import Recipe
+from .train.recipe import Member, Recipe
 from .train.resume import Checkpoints
 from .use.baseline import linear_baseline
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Categorizer', 'OnnxCategorizer']
 
-# %% ../nbs/50_categorizer.ipynb #8ea70381
+# %% ../nbs/50_categorizer.ipynb #7f0a1394
 import copy, uuid, warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,14 +14,16 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from msgspec import to_builtins
 
+from .data.catalog import select_columns
 from .data.errors import CategorizerError, Remedy, TitleWarning, quantity
+from .data.tables import as_text
 from .models.average import TitleEnsemble
 from .models.precision import means_bf16, with_encoders_in
 from .use.format import SavedModel, copy_network, describe_model, load_model, save_model
 from .use.onnx import load_onnx, write_onnx
-from .use.predict import TitleLabeller, label_titles, map_file
+from .use.predict import MOST_ADAPTED, TitleLabeller, adapt_to, label_titles, map_file, sample_file
 
-# %% ../nbs/50_categorizer.ipynb #b1aa6455
+# %% ../nbs/50_categorizer.ipynb #d2f568c7
 class Categorizer(SavedModel):
     "Trained networks with vocabularies and decisions; labels titles with PyTorch, without fastai"
     chunk_size = 50_000 # titles whose text and answers are in memory at once
@@ -39,7 +41,9 @@ class Categorizer(SavedModel):
         "Copy a learner's networks, vocabularies, decider and scores. Raise `CategorizerError` if they cannot be saved"
         dls, model = learn.dls, learn.model
         if not isinstance(model, TitleEnsemble): model = TitleEnsemble([model], [dls.train.backwards])
-        ensemble = TitleEnsemble([copy_network(m) for m in model.members], model.backwards, model.average, model.shares)
+        used = [i for i in range(len(model.members)) if model.shares is None or model.shares[i] > 0]
+        ensemble = TitleEnsemble([copy_network(model.members[i]) for i in used], [model.backwards[i] for i in used],
+                                 model.average, model.shares and [model.shares[i] for i in used])
         decider = learn.decider
         return cls(ensemble, dls.char_vocab, dls.vocab, decider, dls.train_ds.titles.max_len,
                    _training_report(dls, decider.table) | (report or {}))
@@ -58,7 +62,8 @@ class Categorizer(SavedModel):
         return self._prepared[choice]
 
     def __repr__(self):
-        names = [f'{m.config["nh"]} wide' if 'nh' in m.config else 'n-grams' for m in self.ensemble.members]
+        names = [f'{m.config["nh"]} wide' if 'nh' in m.config else 'n-grams' if 'dim' in m.config else 'linear'
+                 for m in self.ensemble.members]
         networks = f'{len(names)} network{"s" * (len(names) > 1)} ({", ".join(names)})'
         return f'Categorizer: {networks}, {len(self.vocab):,} categories, {len(self.char_vocab)} characters'
 
@@ -68,7 +73,7 @@ def _training_report(dls, table: pd.DataFrame | None) -> dict:
     return dict(train_titles=len(dls.train_ds), valid_titles=len(dls.valid_ds), categories=len(dls.vocab),
                 scores=scores)
 
-# %% ../nbs/50_categorizer.ipynb #c946a1d7
+# %% ../nbs/50_categorizer.ipynb #201ce871
 def _labeller(
     model: SavedModel, top_k: int, decide: str | None, min_confidence: float | None, bs: int, device, precision: str,
 ) -> TitleLabeller:
@@ -95,14 +100,19 @@ def predict(self: Categorizer,
     bs: int = 128, # titles in a batch, at most; a GPU wants 1,024
     device: str | torch.device | None = None, # a GPU if there is one, if None
     precision: str = 'auto', # 'fp32', 'bf16', or bf16 where the device has it natively
+    adapt: bool | None = None, # fit the rule for F1 on these titles; if None, where they are more than it was fitted on
 ) -> pd.DataFrame: # title, category, confidence, accepted, the top k, and reason (why there is no category)
     "Label titles, a row for each in the order given. A Series keeps its index"
     label = _labeller(self, top_k, decide, min_confidence, bs, device, precision)
+    if isinstance(titles, (pd.DataFrame, pd.Series, Sequence)) and not isinstance(titles, (str, bytes)):
+        series = select_columns(titles, [title_col])[title_col] if isinstance(titles, pd.DataFrame) else titles
+        step = max(1, len(series) // MOST_ADAPTED)
+        adapt_to(label, as_text(pd.Series(series[::step], dtype=object)), len(series), adapt)
     labelled = label_titles(titles, label, title_col, self.chunk_size, progress)
     _warn_cut(label)
     return labelled
 
-# %% ../nbs/50_categorizer.ipynb #7898f3e1
+# %% ../nbs/50_categorizer.ipynb #de89fe3b
 @patch
 def predict_file(self: Categorizer,
     src: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
@@ -117,11 +127,14 @@ def predict_file(self: Categorizer,
     device: str | torch.device | None = None, # as in `predict`
     precision: str = 'auto', # as in `predict`
     spreadsheet: bool = False, # write a CSV in which a spreadsheet finds no formulas: such text gets an apostrophe
+    adapt: bool | None = None, # as in `predict`; this reads the file twice
 ) -> int: # rows written
     "Label a file, rows in order. Raise `CatalogError` if it cannot be read, `FileError` if `dst` cannot be written"
     label = _labeller(self, top_k, decide, min_confidence, bs, device, precision)
+    if str(src) != '-' and label.rule == 'f1' and adapt is not False and (adapt or label.decider.n_titles):
+        adapt_to(label, *sample_file(src, title_col, progress=progress), adapt)
     identity = dict(model=self.checksum or self._unsaved_id, top_k=top_k, decide=label.rule,
-                    min_confidence=min_confidence, bs=bs, engine=str(label.device), precision=precision)
+                    min_confidence=min_confidence, bs=bs, engine=str(label.device), precision=precision, adapt=adapt)
     n_rows = map_file(src, dst, label, title_col, columns, self.chunk_size, identity, progress, spreadsheet)
     _warn_cut(label)
     if label.n_unlabelled:

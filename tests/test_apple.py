@@ -12,6 +12,7 @@ from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.learner import bpv_learner, ngram_learner
 from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.recipe import Recipe
 
 
 def is_there(t): return getattr(t, 'is_there', False)
@@ -74,8 +75,8 @@ def test_the_stand_in_refuses_what_apple_refuses():
 def test_members_shares_and_decisions_without_float64(tmp_path):
     with StandIn():
         dls = TitleDataLoaders.from_df(synthetic_catalog(600, 6), bs=32, path=tmp_path, device='mps', verbose=False)
-        made = Ensemble.train(dls, ngrams=True, epochs=1, bag_epochs=3, nh=8, cell='qrnn', progress=False)
-        assert len(made.model.shares) == 3 and made.decider.is_fitted
+        made = Ensemble.train(dls, Recipe.for_loaders(dls, epochs=1, nh=8, n_pairs=1), progress=False)
+        assert len(made.model.shares) == 4 and made.final.decider.is_fitted and made.decider.is_fitted
         assert {p.device.type for p in made.model.parameters()} == {'mps'}
         titles = [dls.valid_ds[i][0] for i in range(50)]
         with made.quiet():

@@ -24,9 +24,9 @@ from bpv_fastai.data.titles import CategoryVocab, CharVocab
 from bpv_fastai.decide.decider import Decider
 from bpv_fastai.models.average import TitleEnsemble
 from bpv_fastai.models.network import TitleClassifier
-from bpv_fastai.models.ngrams import NgramBag, letter_ids
+from bpv_fastai.models.ngrams import NgramBag, fold_characters
 from bpv_fastai.use.predict import map_file
-from bpv_fastai.use.format import description_checksum, note_file
+from bpv_fastai.use.format import description_checksum, format_version, note_file
 
 data = Path(__file__).parent/'data'
 saved = data/'categorizer_v1'
@@ -296,7 +296,7 @@ def test_predicting_in_several_threads_at_once(cat, two_threads):
 def test_refusals_name_what_is_wrong(copy, tmp_path):
     networks = json.loads((copy/'categorizer.json').read_text())['networks']
     wide = [network | dict(nh=16_384) for network in networks]
-    for changes, problem in ((dict(version=2), 'pip install -U'), (dict(networks=wide), 'bytes; the sizes in categorizer.json ask for about'),
+    for changes, problem in ((dict(version=format_version + 1), 'pip install -U'), (dict(networks=wide), 'bytes; the sizes in categorizer.json ask for about'),
                              (dict(networks=[]), 'networks'), (dict(format='else'), "its format is 'else'"), (dict(categories=['a', 'a']), 'distinct'),
                              (dict(weights=7), 'weights'), (dict(max_len=-1), 'max_len'), (dict(shares=[.5, .6]), 'shares'), (dict(average='median'), 'average')):
         forged = Path(shutil.copytree(copy, tmp_path/'forged'))
@@ -332,7 +332,7 @@ def test_every_kind_of_ensemble_runs_with_onnxruntime(cat, tmp_path):
     pytest.importorskip('onnx', reason='the extra onnx')
     torch.manual_seed(0)
     sizes, titles = (len(cat.char_vocab), len(cat.vocab)), synthetic_catalog(300, 12)['title']
-    bag = NgramBag(*sizes, letter_ids(cat.char_vocab.chars), n_rows=2**12, dim=8)
+    bag = NgramBag(*sizes, *fold_characters(cat.char_vocab.chars), n_rows=2**12, dim=8)
     torch.nn.init.normal_(bag.linear.weight)
     lstm, qrnn = cat.ensemble.members[0], TitleClassifier(*sizes, nh=16, cell='qrnn')
     for name, ensemble in dict(pair=TitleEnsemble([lstm, qrnn], [False, True]), by_prob=TitleEnsemble([lstm, qrnn], [False, True], 'prob', [.7, .3]),

@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -30,9 +31,10 @@ from bpv_fastai.learner import TitleLearner, bpv_learner, ngram_learner
 from bpv_fastai.models.average import TitleEnsemble, fit_shares
 from bpv_fastai.models.inference import gather_titles
 from bpv_fastai.models.network import TitleClassifier
-from bpv_fastai.models.ngrams import NgramBag, letter_ids, ngram_rows
+from bpv_fastai.models.ngrams import NgramBag, fold_characters, ngram_rows
 from bpv_fastai.train import callbacks, members
 from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.recipe import Member, Recipe
 from bpv_fastai.train.resume import FitState
 from bpv_fastai.use.format import description_checksum
 
@@ -43,8 +45,13 @@ def dls(tmp_path_factory):
     return TitleDataLoaders.from_df(synthetic_catalog(900, 6, seed=3), bs=32, path=path, verbose=False)
 
 
-def train(dls, **kwargs):
-    return Ensemble.train(dls, **dict(epochs=1, bag_epochs=4, nh=8, n_jobs=1, progress=False) | kwargs)
+def train(dls, ngrams=False, linear=False, directions=(False, True), final=False, **given):
+    "Train small networks, and a bag and a linear model where asked; what the networks do not take is for the training"
+    options = {name: given.pop(name) for name in ('n_jobs', 'resume', 'keep', 'bf16', 'average', 'seed') if name in given}
+    network = Recipe.pairs(0, **dict(epochs=1, nh=8) | given).members[0]
+    networks = [replace(network, backwards=b) for b in directions]
+    others = [Member('ngrams', 4, schedule='falling')] * ngrams + [Member('linear')] * linear
+    return Ensemble.train(dls, Recipe(networks + others, final=final), **dict(n_jobs=1, progress=False) | options)
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.sampled_from(['prob', 'log_prob']), st.integers(0, 2**32 - 1))
@@ -103,7 +110,7 @@ def test_a_training_that_keeps_nothing_says_so(dls, monkeypatch):
 def test_side_by_side_and_a_member_that_fails(dls):
     pair = train(dls, n_jobs=2, directions=[True, False, False])
     assert pair.model.backwards == [True, False, False]
-    assert pair.reports['direction'].tolist() == ['backward', 'forward', 'forward']
+    assert pair.reports['member'].tolist() == ['backward', 'forward', 'forward']
     assert pair.reports['seed'].tolist() == [0, 1, 2]
     with pytest.raises(RuntimeError, match='member [01] failed') as failure: train(dls, n_jobs=2, views=['none'])
     shown = ''.join(traceback.format_exception(failure.value))
@@ -123,7 +130,7 @@ def test_side_by_side_each_has_one_thread(dls, tmp_path):
         end = time.monotonic() + 60  # no member begins before both have a worker, however slowly one starts
         while not all((tmp_path/str(i)).exists() for i in range(2)) and time.monotonic() < end: time.sleep(.05)
         return module.member_learner(dls, spec)
-    specs = [members.MemberSpec.for_loaders(dls, dict(nh=8), seed=i, epochs=1) for i in range(2)]
+    specs = [members.MemberSpec.for_loaders(dls, Member(epochs=1, kwargs=dict(nh=8)), seed=i) for i in range(2)]
     torch.set_num_threads(2)
     try:
         with members.members_folder(tmp_path, specs) as folder:
@@ -136,7 +143,7 @@ def test_side_by_side_each_has_one_thread(dls, tmp_path):
 def test_a_notebook_trains_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', ROOT)
     nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
-    code = [SCRIPT.format(epochs=1, n_titles=600), 'list(ensemble.reports.direction)']
+    code = [SCRIPT.format(epochs=1, n_titles=600), 'list(ensemble.reports.member)']
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in code])
     folder = dict(metadata=dict(path=tmp_path))
     nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3', resources=folder).execute()
@@ -150,11 +157,12 @@ import torch
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.train.loaders import TitleDataLoaders
+from bpv_fastai.train.recipe import Member, Recipe
 torch.set_num_threads(2)
 dls = TitleDataLoaders.from_df(synthetic_catalog({n_titles}, 6, seed=3), bs=16, verbose=False)
 print('begins', flush=True)
-ensemble = Ensemble.train(dls, directions=[False, True, False], epochs={epochs}, nh=16, minutes=.0001, n_jobs=2,
-                          resume=True, keep=True, progress=False)
+recipe = Recipe([Member('bpv', {epochs}, b, kwargs=dict(nh=16)) for b in (False, True, False)])
+ensemble = Ensemble.train(dls, recipe, minutes=.0001, n_jobs=2, resume=True, keep=True, progress=False)
 print('done', flush=True)
 '''
 
@@ -270,7 +278,7 @@ def test_a_killed_member_is_named_and_the_others_leave_checkpoints(tmp_path):
 
 
 def test_a_member_in_validation_notices_that_it_should_stop(dls, tmp_path):
-    spec = members.MemberSpec.for_loaders(dls, dict(nh=8), epochs=2, lr_max=1.)
+    spec = members.MemberSpec.for_loaders(dls, Member(epochs=2, lr_max=1., kwargs=dict(nh=8)))
     calls = []
     def report(n):
         calls.append(n)
@@ -336,12 +344,12 @@ def test_a_damaged_spec_is_another_training(dls):
 
 
 def test_numbers_of_numpy_describe_a_member(dls):
-    made = train(dls, lr_max=np.float64(.5), seeds=np.arange(2), nh=np.int64(8))
+    made = train(dls, lr_max=np.float64(.5), seed=np.int64(0), nh=np.int64(8))
     assert made.reports['seed'].tolist() == [0, 1] and made.model.members[0].config['nh'] == 8
 
 
 def test_epochs_of_the_bag_can_be_given(dls):
-    made = train(dls, directions=[], ngrams=True, bag_epochs=3)
+    made = Ensemble.train(dls, Recipe([Member('ngrams', 3)]), n_jobs=1, progress=False)
     assert len(made.curves[0].valid) == 3
 
 
@@ -384,20 +392,20 @@ def test_a_student_learns_from_titles_without_label():
 def test_reports_and_losses_follow_the_members(dls):
     three = train(dls, ngrams=True)
     with three.no_bar(): three.drop(0)
-    assert three.reports['direction'].tolist() == ['backward', 'n-grams'] and three.reports['seed'].tolist()[0] == 1
+    assert three.reports['member'].tolist() == ['backward', 'n-grams'] and three.reports['seed'].tolist()[0] == 1
     other = bpv_learner(dls, nh=8, n_layers=1)
     with three.no_bar(): three.add(other).add(train(dls))
-    assert three.reports['direction'].tolist() == ['backward', 'n-grams', 'forward', 'forward', 'backward']
+    assert three.reports['member'].tolist() == ['backward', 'n-grams', 'forward', 'forward', 'backward']
     assert three.reports['seconds'].notna().tolist() == [True, True, False, True, True]
     labels = [line.get_label() for line in three.plot_training()[0].lines]
     assert labels == ['backward', 'n-grams', 'forward', 'backward']
     with other.no_bar(): alone = Ensemble([other], progress=False)
-    assert alone.reports.to_dict('list') == dict(direction=['forward'])
+    assert alone.reports.to_dict('list') == dict(member=['forward'])
     with pytest.raises(ValueError, match='before they came together'): alone.plot_training()
 
 
 def test_what_is_refused(dls):
-    cases = ((dict(seeds=[1]), '1 seeds for 2 members'), (dict(schedule='steps'), "'linear' or 'cosine'"),
+    cases = ((dict(schedule='steps'), "'linear', 'cosine', 'falling'"), (dict(optimizer='lion'), "'sgd', 'adam'"),
              (dict(average='median'), "'prob' or 'log_prob'"), (dict(cell=torch.nn.LSTM), 'numbers and text'))
     for wrong, message in cases:
         with pytest.raises(ValueError, match=message): train(dls, **wrong)
@@ -424,28 +432,33 @@ def test_a_student_reads_unlabelled_titles_and_keeps_the_loaders(dls):
 def test_ngrams_against_slicing_strings(titles, sizes):
     "The n-grams of a batch are those of each title alone, each once, as many as slicing its words gives"
     vocab = CharVocab('aAbBéß1 -_&日')
-    fold = torch.tensor(letter_ids(vocab.chars))
+    fold, n_letters = fold_characters(vocab.chars)
     encoded = encode_titles(titles, vocab)
     parts = [torch.as_tensor(a) for a in (encoded.buffer, encoded.offsets[:-1], encoded.lengths)]
-    rows = torch.cat(ngram_rows(fold[gather_titles(*parts, int(encoded.lengths.max()))], 2**24, sizes), 1)
+    f = torch.tensor(fold)[gather_titles(*parts, int(encoded.lengths.max()))]
+    rows = torch.cat(ngram_rows(f, 2**24, sizes, n_letters=n_letters), 1)
     for i, title in enumerate(titles):
         words = ''.join(c.lower() if c.isalnum() else ' ' for c in title).split()
-        edged = [f'<{w}>' for w in words]
+        chunks = title.lower().split()
+        edged = [f'<{w}>' for w in chunks]
         pieces = [w[j:j + n] for n in sizes for w in edged for j in range(len(w) - n + 1) if w[j:j + n].strip('<>')]
         mine = rows[i][rows[i] > 0]
-        wanted = {('piece', p) for p in pieces} | set(words) | set(zip(words, words[1:]))
+        wanted = {('piece', p) for p in pieces} | set(words) | set(chunks) | set(zip(words, words[1:]))
         assert len(mine) == len(set(mine.tolist())) == len(wanted)
 
 
 def test_a_bag_of_ngrams_is_a_member_like_any_other(dls, tmp_path):
     three = train(dls, ngrams=True)
-    assert three.reports['direction'].tolist() == ['forward', 'backward', 'n-grams'] and three.plot_training()[0].lines
+    assert three.reports['member'].tolist() == ['forward', 'backward', 'n-grams'] and three.plot_training()[0].lines
     titles = [dls.valid_ds[i][0] for i in range(100)] + ['', 'a', '!!!']
+    three.model.shares, three.f1_calibration.weigh = [.3, .3, .4], False  # whatever these few titles say
+    with three.quiet(): three.f1_calibration.calibrate()
     cat = Categorizer.from_learner(three)
     again = Categorizer.load(cat.save(tmp_path/'three'))
     a, b = (c.predict(titles, top_k=3, precision='fp32') for c in (cat, again))
     assert a.equals(b) and len(a) == 103
     assert again.ensemble.shares == three.model.shares
+    three.f1_calibration.weigh = True
     assert three.drop(0).model.shares != again.ensemble.shares and len(three.model.shares) == 2
 
 
@@ -472,8 +485,8 @@ def load_changed(folder, **changes):
 
 def test_a_bag_of_single_letters_is_saved_and_loaded(dls, tmp_path):
     bag = ngram_learner(dls)
-    letters = letter_ids(dls.char_vocab.chars)
-    bag.model = NgramBag(len(dls.char_vocab), dls.c, letters, n_rows=2**12, dim=8, char_sizes=(1, 2, 3)).eval()
+    letters = fold_characters(dls.char_vocab.chars)
+    bag.model = NgramBag(len(dls.char_vocab), dls.c, *letters, n_rows=2**12, dim=8, char_sizes=(1, 2, 3)).eval()
     with bag.no_bar(): bag.f1_calibration.calibrate()
     cat = Categorizer.from_learner(bag)
     again = Categorizer.load(cat.save(tmp_path/'bag'))
@@ -502,7 +515,7 @@ def test_all_titles_for_training_and_none_for_validation(tmp_path):
 def test_a_bag_that_diverges_tries_half_the_rate(dls, monkeypatch):
     monkeypatch.setattr(module, 'ngram_learner', lambda *args, **kwargs: ngram_learner(*args, lr=100., **kwargs))
     with pytest.warns(TitleWarning, match='peak rate of 100 and was trained anew'):
-        made = train(dls, directions=[], ngrams=True, bag_epochs=20)
+        made = Ensemble.train(dls, Recipe([Member('ngrams', 20)]), n_jobs=1, progress=False)
     assert made.reports['weighted_f1'][0] > .3 and made.reports['lr_max'][0] in [100 / 2**n for n in range(1, 7)]
 
 
@@ -520,8 +533,8 @@ def test_a_network_that_diverges_is_trained_at_half_the_rate(dls, n_jobs):
 
 def test_only_the_bag(dls):
     made = train(dls, directions=[], ngrams=True)
-    assert made.reports['direction'].tolist() == ['n-grams'] and made.model.shares is None
-    with pytest.raises(ValueError, match='0 seeds for 0 members'): train(dls, directions=[])
+    assert made.reports['member'].tolist() == ['n-grams'] and made.model.shares is None
+    with pytest.raises(ValueError, match='lists no members'): train(dls, directions=[])
 
 
 def test_shares_are_for_log_probabilities(dls):
@@ -550,7 +563,7 @@ def test_shares_against_a_grid(n_members, n_categories, seed):
 def test_views_of_a_bag_do_not_repeat_themselves():
     "A word that comes twice counts once"
     vocab = CharVocab('abcdefghij ')
-    bag = NgramBag(len(vocab), 4, letter_ids(vocab.chars), n_rows=2**12, dim=8).eval()
+    bag = NgramBag(len(vocab), 4, *fold_characters(vocab.chars), n_rows=2**12, dim=8).eval()
     torch.nn.init.normal_(bag.linear.weight)
     def logits(title):
         t = encode_titles([title], vocab)

@@ -19,7 +19,7 @@ from bpv_fastai.decide.probabilities import TopProbsGatherer
 from bpv_fastai.models.average import TitleEnsemble, average_log_probs
 from bpv_fastai.models.inference import TitleBatches, map_log_probs, map_outputs, title_top_probs, top_probs, usable_cores
 from bpv_fastai.models.network import TitleClassifier
-from bpv_fastai.models.ngrams import NgramBag, letter_ids, ngram_rows
+from bpv_fastai.models.ngrams import NgramBag, fold_characters, ngram_rows
 
 N_CATEGORIES = 23
 
@@ -39,7 +39,7 @@ def net(titles):
 @pytest.fixture
 def ensemble(titles, net):
     torch.manual_seed(1)
-    bag = NgramBag(len(titles.vocab), N_CATEGORIES, letter_ids(titles.vocab.chars), n_rows=2**10)
+    bag = NgramBag(len(titles.vocab), N_CATEGORIES, *fold_characters(titles.vocab.chars), n_rows=2**10)
     nn.init.normal_(bag.linear.weight)
     return TitleEnsemble([net, net, bag], [False, True, False])
 
@@ -250,7 +250,7 @@ def test_what_networks_refuse(net):
 @pytest.mark.parametrize('sizes', [(2, 1), (1, 2, 3), (3,)])
 def test_words_in_a_row_of_any_sizes_in_any_order(sizes):
     vocab = CharVocab('abcdefghijklmnopqrstuvwxyz ')
-    fold = torch.tensor(letter_ids(vocab.chars))
+    fold = torch.tensor(fold_characters(vocab.chars)[0])
     x = torch.tensor(encode_titles(['extra virgin oil'], vocab)[0].astype('int64'))[None]
     assert (ngram_rows(fold[x], 2**18, (), sizes)[1] > 0).sum() == sum(4 - n for n in sizes)
     assert (ngram_rows(fold[x[:, :1]], 2**18)[1] > 0).sum() == 0

@@ -46,20 +46,19 @@ def print_examples(
         best = [f"{label[f'category_{j}']} ({label[f'probability_{j}']:.2f})" for j in range(1, k + 1)]
         print(f"  {label['title']}   [{true}]\n      " + ' | '.join(best))
 
-# %% ../../nbs/cli/50_demo.ipynb #99ef967c
+# %% ../../nbs/cli/50_demo.ipynb #2eb3e78c
 @call_parse
 def bpv_demo(
     rows: int = 40_000, # titles to take at random, 0 for all
-    # train the best that can be ready in about so many minutes; the linear model comes on top
-    minutes: float = None,
+    minutes: float = None, # train the best that can be ready in about so many minutes
     epochs: int = None, # passes over the training titles; chosen by their number
-    pairs: int = 1, # pairs of a forward and a backward network; 0 for one forward network
-    # the networks of the paper alone: without the bag of n-grams, and with LSTMs unless --cell names another
+    pairs: int = None, # pairs of a forward and a backward network, 0 for one forward network
+    # the networks of the paper alone: without linear model and n-grams, and with LSTMs unless --cell names another
     plain: bool = False,
     cell: str = None, # of the recurrent networks, lstm or qrnn; qrnn on a CPU, lstm on a GPU
     nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
     bs: int = None, # titles in a batch; 128 on a CPU
-    lr: float = None, # peak learning rate of the recurrent networks; 1
+    lr: float = None, # peak learning rate of the recurrent networks
     seed: int = 42, # of the sample, the split and the weights
     catalog: str = None, # your own table: TSV, CSV or Parquet, .gz on top of any (default: USDA foods)
     title: str = 'title', # its column of titles
@@ -70,17 +69,17 @@ def bpv_demo(
     threads: int = 0, # CPU threads; as many as cores if 0
     debug: bool = False, # show where in the code an error came from
 ):
-    "Train on real product titles, judge the model beside a linear one, and show its answers"
+    "Train on real product titles, judge the model and each of its members, and show its answers"
     with command_errors('bpv_demo', debug):
         options = TrainOptions(
-            pairs, not plain, cell, nh, epochs, bs, lr, minutes, seed, precision=precision, fresh=fresh)
+            pairs, plain, cell, nh, epochs, bs, lr, minutes, seed, precision=precision, fresh=fresh)
         if rows < 0: raise TitleError('rows must be positive, or 0 for all')
         limit_threads(threads)
         if not catalog: df = usda_foods()
         else: df = read_catalog(catalog, column_option(title), column_option(category), on_bad='drop')
         df = sample_catalog(df, rows, seed)
         print(f'{catalog_report(df)} (each title once)', flush=True)
-        cat = train_catalog(df, options, Path(out))
-        valid = split_catalog(df, seed=seed)[1]
-        print('\nten validation titles, and their best categories (with calibrated probability):')
-        print_examples(cat, valid.sample(min(10, len(valid)), random_state=seed))
+        learn = train_catalog(df, options, Path(out))
+        valid = split_catalog(df, options.valid_pct(len(df)), seed)[1]
+        print('\nten titles not trained on, and their best categories (with calibrated probability):')
+        print_examples(Categorizer.from_learner(learn), valid.sample(min(10, len(valid)), random_state=seed))

@@ -14,7 +14,7 @@ from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
 from ..data.errors import quantity
 
-# %% ../../nbs/cli/20_predict.ipynb #022383aa
+# %% ../../nbs/cli/20_predict.ipynb #51e4a9f6
 @call_parse
 def bpv_predict(
     model: str, # folder of a saved model
@@ -28,6 +28,7 @@ def bpv_predict(
     columns: str = None,
     top: int = 1, # most probable categories to give for each title, if more than 1
     decide: str = None, # f1 (expected F1) or best (most probable); f1 if the model has it, by default
+    noadapt: bool = False, # decide by the rule of the training alone, not by one that is adapted to the file's titles
     confidence: float = None, # accept from this confidence on, 0 to 1; by default the model's own threshold
     # write a CSV to be opened in a spreadsheet: titles and categories that it would run as formulas get an apostrophe
     spreadsheet: bool = False,
@@ -45,5 +46,5 @@ def bpv_predict(
         progress = not quiet and sys.stderr.isatty()
         n = cat.predict_file(
             titles, out, column_option(title), chosen, top, decide, confidence, progress=progress, precision=precision,
-            spreadsheet=spreadsheet)
+            spreadsheet=spreadsheet, adapt=False if noadapt else None)
         if out != '-': print(f"written: {out}, {quantity(n, 'title')}")

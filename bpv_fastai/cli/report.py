@@ -18,7 +18,7 @@ from ..ensemble import Ensemble
 from ..train.callbacks import best_preds
 from ..use.baseline import linear_baseline
 
-# %% ../../nbs/cli/35_report.ipynb #88938f74
+# %% ../../nbs/cli/35_report.ipynb #ba03b7e8
 def judge_ensemble(
     learn: Ensemble, # trained
 ) -> dict: # counts and scores; the decided ones are None if there are too few validation titles
@@ -49,7 +49,7 @@ def result_table(
     "Lay out the scores that a person compares"
     def row(name, prefix, seconds=None):
         return [name, *(report[f'{prefix}{n}'] for n in ('precision', 'recall', 'f1')), seconds]
-    rows = [[f"  {m['direction']}", *(m[f'weighted_{n}'] for n in ('precision', 'recall', 'f1')), m['seconds']]
+    rows = [[f"  {m['member']}", *(m[f'weighted_{n}'] for n in ('precision', 'recall', 'f1')), m['seconds']]
             for m in report['members'] if 'weighted_f1' in m]
     rows.append(row('all together', '', report['train_seconds']))
     if report['decided_f1'] is not None: rows.append(row('with decisions for F1', 'decided_'))

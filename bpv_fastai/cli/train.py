@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['train_catalog', 'bpv_train']
 
-# %% ../../nbs/cli/40_train.ipynb #1802d80b
+# %% ../../nbs/cli/40_train.ipynb #e627ca35
 import json, sys, time
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd, torch
@@ -28,64 +29,60 @@ from ..train.members import members_at_once
 from ..train.recipe import Recipe
 from ..use.format import library_versions
 
-# %% ../../nbs/cli/40_train.ipynb #3275b1db
+# %% ../../nbs/cli/40_train.ipynb #6720f50c
 def train_catalog(
     df: pd.DataFrame, # the catalog, as `read_catalog` returns it
     options: TrainOptions, # what was asked for
     out: Path, # folder for the model, report.json and training.png
-) -> Categorizer: # as it was saved
-    "Train on three quarters of a catalog, save the model, judge it on the last quarter and print the scores"
+) -> Ensemble: # judged on titles that it was not trained on; what was saved is its `final`, where there is one
+    "Train on a catalog, judge on titles that were held out, train on all titles, save the model and print the scores"
     if (out/'categorizer.json').exists() and not (out/run_note).exists():
         print(f'{out} holds a model, which this one replaces when it is trained; --out names another folder',
               flush=True)
     catalog = catalog_report(df)
-    train, valid = split_catalog(df, seed=options.seed)
+    train, valid = split_catalog(df, options.valid_pct(len(df)), options.seed)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     bf16 = means_bf16(options.precision, device)
-    bs = options.bs or Recipe.for_catalog(len(train), device.type).bs
+    bs = options.bs or Recipe.for_catalog(len(train), device=device.type).bs
     dls = TitleDataLoaders.from_split(
         train, valid, path=out, bs=bs, val_bs=256, seed=options.seed, max_len=options.longest, device=device)
     begin = time.perf_counter()
     with resumed_recipe(dls, options, bf16, out) as recipe:
-        directions = options.directions if recipe.epochs else []
-        print(f'training {describe_training(recipe, options, bf16)} on {quantity(len(train), "title")}, {device} '
+        then = f', then on all {len(df):,}' if recipe.final else ''
+        print(f'training {describe_training(recipe, bf16)} on {quantity(len(train), "title")}{then}, {device} '
               '(chosen where not given: --cell, --nh, --epochs, --minutes)', flush=True)
         learn = Ensemble.train(
-            dls, directions=directions, seeds=[options.seed + i for i in range(len(directions))], epochs=recipe.epochs,
-            lr_max=recipe.lr_max, cell=recipe.cell, nh=recipe.nh, drop_mult=recipe.drop_mult, ngrams=options.ngrams,
-            bag_epochs=recipe.bag_epochs, bf16=bf16, minutes=options.checkpoint, resume=True, keep=True,
+            dls, recipe, options.seed, bf16=bf16, minutes=options.checkpoint, resume=True, keep=True,
             progress=sys.stderr.isatty() and not IN_NOTEBOOK)
-        in_members = learn.reports['seconds'].sum() / members_at_once(device, len(learn.reports))
+        reports = pd.concat([e.reports for e in (learn, learn.final) if e])
+        in_members = reports['seconds'].sum() / members_at_once(device, len(reports))
         seconds = max(time.perf_counter() - begin, float(in_members))  # of the processes before a kill, too
         shares = learn.model.shares or 1 / len(learn.model.members)
         training = dict(
-            train_seconds=seconds, titles_per_second=len(train) * recipe.epochs * len(options.directions) / seconds,
-            epochs=recipe.epochs, bag_epochs=recipe.bag_epochs, cell=recipe.cell, nh=recipe.nh,
-            drop_mult=recipe.drop_mult, bs=bs, lr=recipe.lr_max, seed=options.seed, max_len=options.longest,
-            pairs=options.pairs, ngrams=options.ngrams, members=learn.reports.assign(share=shares).to_dict('records'),
+            train_seconds=seconds, recipe=asdict(recipe), bs=bs, seed=options.seed, max_len=options.longest,
+            trained_on_all=recipe.final,
+            members=[{name: value for name, value in row.items() if pd.notna(value)}
+                     for row in learn.reports.assign(share=shares).to_dict('records')],
             source=catalog.source, copies=catalog.copies, device=str(device),
             versions=library_versions('fastai', 'fastcore', 'scikit-learn'))
-        cat = Categorizer.from_learner(learn, training)
+        cat = Categorizer.from_learner(learn.final or learn, training)
         cat.save(out)
 
         save_picture(df, learn, out/'training.png')
         report = judge_ensemble(learn) | training
+        if options.plain and options.linear: report |= judge_linear(train, valid)
+        with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
         if report['predicted_categories'] < 2:
             print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
-        table = result_table(report)
-        print(f"\non {quantity(len(valid), 'title')} not trained on:\n\n{table}", flush=True)
-        with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
-        if options.linear:
-            report |= judge_linear(train, valid)
-            with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
-            print(result_table(report).splitlines()[-1])
+        print(f"\non {quantity(len(valid), 'title')} not trained on:\n\n{result_table(report)}", flush=True)
+        if recipe.final: print(f'\nthe saved model was then trained on these titles, too, on {len(df):,} in all')
     missing = missing_threshold(cat.decider)
     if missing and cat.decider.is_fitted: print(f'\n{missing}')
     print(f'\nwritten to {out}: the model (categorizer.json, weights.safetensors), report.json, training.png')
     print(f'label your titles: bpv_predict {out} titles.tsv')
-    return cat
+    return learn
 
-# %% ../../nbs/cli/40_train.ipynb #f55abdb3
+# %% ../../nbs/cli/40_train.ipynb #b3546294
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -93,30 +90,31 @@ def bpv_train(
     title: str = 'title', # column of titles; a number (for both columns) is a position in a file without header
     category: str = 'category', # column of categories
     drop: bool = False, # leave bad rows out, and list them in bad_rows.csv
-    # train the best that can be ready in about so many minutes; the linear model comes on top
-    minutes: float = None,
+    minutes: float = None, # train the best that can be ready in about so many minutes
+    hold_out: float = None, # titles to judge on, a number or a share below 1; 500 of 2,000, 2,236 of 40,000 titles
+    nofinal: bool = False, # keep the model that was judged, without a second training on all titles
     epochs: int = None, # passes over the training titles; chosen by their number
-    pairs: int = 1, # pairs of a forward and a backward network; 0 for one forward network
-    # the networks of the paper alone: without the bag of n-grams, and with LSTMs unless --cell names another
+    pairs: int = None, # pairs of a forward and a backward network, 0 for one forward network
+    # the networks of the paper alone: without linear model and n-grams, and with LSTMs unless --cell names another
     plain: bool = False,
     cell: str = None, # of the recurrent networks, lstm or qrnn; qrnn on a CPU, lstm on a GPU
     nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
     bs: int = None, # titles in a batch; 128 on a CPU
-    lr: float = None, # peak learning rate of the recurrent networks; 1
+    lr: float = None, # peak learning rate of the recurrent networks
     longest: int = 512, # characters of a title that are read
     seed: int = 42, # of the split and the weights
     checkpoint: float = 5., # minutes between two checkpoints
     fresh: bool = False, # start anew where a stopped run has left a checkpoint
-    nolinear: bool = False, # leave out the linear model, which takes minutes on a million titles
+    nolinear: bool = False, # leave out the linear model
     precision: str = 'auto', # fp32, bf16, or auto: bf16 where the processor or GPU has it
     threads: int = 0, # CPU threads; as many as cores if 0
     debug: bool = False, # show where in the code an error came from
 ):
-    "Train on a catalog, judge on a quarter of it, and save the model; the same command resumes a run that was stopped"
+    "Train on a catalog, judge on titles held out, save the model; the same command resumes a run that was stopped"
     with command_errors('bpv_train', debug):
         options = TrainOptions(
-            pairs, not plain, cell, nh, epochs, bs, lr, minutes, seed, longest, precision, checkpoint, fresh,
-            not nolinear)
+            pairs, plain, cell, nh, epochs, bs, lr, minutes, seed, longest, precision, checkpoint, fresh,
+            not nolinear, hold_out, not nofinal)
         limit_threads(threads)
         df = read_catalog(catalog, column_option(title), column_option(category), 'drop' if drop else 'raise')
         folder = Path(out)

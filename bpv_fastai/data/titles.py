@@ -131,7 +131,7 @@ class CategoryVocab(_Vocab):
     def __iter__(self): return iter(self.entries)
     def __repr__(self): return f'CategoryVocab of {len(self)}: {", ".join(self.entries[:5])}{" …" * (len(self) > 5)}'
 
-# %% ../../nbs/data/60_titles.ipynb #12fc16b5
+# %% ../../nbs/data/60_titles.ipynb #171df140
 class Titles:
     "Encoded titles as one flat buffer of token ids (uint8 or uint16) and n+1 offsets (int64)"
     def __init__(self,
@@ -156,6 +156,20 @@ class Titles:
         if not -len(self) <= i < len(self): raise IndexError(f'title {i} of {len(self)}')
         i %= len(self)
         return self.buffer[self.offsets[i]:self.offsets[i + 1]]
+    def __add__(self, other: 'Titles') -> 'Titles':
+        "Return these titles and then others of the same vocabulary"
+        if self.vocab != other.vocab: raise ValueError('the titles are encoded by other characters')
+        offsets = np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]])
+        buffer = np.concatenate([self.buffer, other.buffer])
+        return Titles(buffer, offsets, self.vocab, self.n_cut + other.n_cut, self.max_len)
+    def take(self,
+        rows: np.ndarray, # positions of titles
+    ) -> 'Titles':
+        "Return some of the titles, in the order of `rows`"
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], lengths.cumsum()])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Titles(self.buffer[places], offsets, self.vocab, max_len=self.max_len)  # cut ones are counted once
     def __repr__(self):
         megabytes = (self.buffer.nbytes + self.offsets.nbytes) / 1e6
         return f'Titles: {len(self):,} titles, {len(self.buffer):,} tokens of {len(self.vocab)}, {megabytes:.1f} MB'

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Decider', 'judge_decisions', 'DecisionScores', 'DeciderSchema', 'label_table']
 
-# %% ../../nbs/decide/70_decider.ipynb #c60bbf8d
+# %% ../../nbs/decide/70_decider.ipynb #e29c7f60
+import copy
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -18,7 +19,7 @@ from .metrics import CategoryCounts
 from .probabilities import TopProbs, as_top_probs
 from .rules import ExpectedF1, F1Cutoffs, prob_of
 
-# %% ../../nbs/decide/70_decider.ipynb #08ba0522
+# %% ../../nbs/decide/70_decider.ipynb #a7c5b274
 class Decider:
     "Category, calibrated confidence and acceptance of titles from a network's probabilities"
     rules = ('f1', 'best')
@@ -29,8 +30,10 @@ class Decider:
         k: int = 32, # probabilities used of each title
         table: pd.DataFrame | None = None, # scores of the decisions on the titles of the fit, see `judge_decisions`
         weights: int | None = None, # checksum of the weights that it was fitted for, where that is known
+        n_titles: int = 0, # that the rule was fitted on
     ):
-        self.calibrator, self.rule, self.k, self.table, self.weights = calibrator, rule, k, table, weights
+        self.calibrator, self.rule, self.k, self.table = calibrator, rule, k, table
+        self.weights, self.n_titles = weights, n_titles
         self.thresholds = dict.fromkeys(self.rules, np.inf) if thresholds is None else thresholds
 
     @property
@@ -78,7 +81,7 @@ def judge_decisions(
             for decision, (targs, preds) in answers.items()}
     return pd.DataFrame(rows).T.rename_axis(['decision', 'probabilities'])
 
-# %% ../../nbs/decide/70_decider.ipynb #6ce0d564
+# %% ../../nbs/decide/70_decider.ipynb #d1314434
 @patch(cls_method=True)
 def fit(cls: Decider,
     halves: Sequence[tuple[TopProbs, np.ndarray]], # two random halves of labelled titles: probabilities, true ids
@@ -89,13 +92,26 @@ def fit(cls: Decider,
     "Fit calibrator and rule on all titles, and thresholds on their confidence"
     top, targs = TopProbs.concat([half for half, _ in halves]), np.concatenate([targs for _, targs in halves])
     calibrator = ProbabilityCalibrator().fit(top, targs)
-    decider = cls(calibrator, ExpectedF1.fit(calibrator.transform(top)), None, k, judge_decisions(halves, folds))
+    decider = cls(calibrator, ExpectedF1.fit(calibrator.transform(top)), None, k, judge_decisions(halves, folds),
+                  n_titles=len(targs))
     for rule in cls.rules:
         preds, confidence, _ = decider.decide(top, rule)
         decider.thresholds[rule] = threshold_for(confidence, preds == targs, precision)
     return decider
 
-# %% ../../nbs/decide/70_decider.ipynb #35cc07d8
+# %% ../../nbs/decide/70_decider.ipynb #7d6f6fb4
+@patch
+def adapted(self: Decider,
+    probs: np.ndarray | TopProbs, # (n, categories) probabilities of titles, of which no labels are needed
+) -> Decider:
+    "Return a decider whose rule for F1 is fitted on these titles. Raises `ValueError` if this one is not fitted"
+    if not self.is_fitted: raise ValueError('nothing is calibrated: a rule needs calibrated probabilities')
+    adapted = copy.copy(self)
+    adapted.rule = ExpectedF1.fit(self.calibrator.transform(as_top_probs(probs, self.k)))
+    adapted.n_titles = len(probs)
+    return adapted
+
+# %% ../../nbs/decide/70_decider.ipynb #cba82f12
 _Number = Annotated[float, msgspec.Meta(gt=-1e30, lt=1e30)]
 
 class DecisionScores(msgspec.Struct):
@@ -119,8 +135,9 @@ class DeciderSchema(msgspec.Struct, kw_only=True):
     thresholds: Annotated[dict[Literal['f1', 'best'], _Number | None], msgspec.Meta(min_length=2)]  # both
     table: list[DecisionScores] | None = None
     weights: int | None = None
+    n_titles: int = 0
 
-# %% ../../nbs/decide/70_decider.ipynb #bceb3a68
+# %% ../../nbs/decide/70_decider.ipynb #65837632
 @patch
 def to_dict(self: Decider) -> dict: # only lists, numbers and text, as `DeciderSchema` states
     "Convert a fitted decider for a JSON file"
@@ -130,11 +147,12 @@ def to_dict(self: Decider) -> dict: # only lists, numbers and text, as `DeciderS
     scores = None if self.table is None else self.table.reset_index().to_dict('records')
     described = DeciderSchema(k=self.k, fallback=cutoffs.fallback if cutoffs else None,
                               thresholds={rule: float(self.thresholds[rule]) for rule in self.rules},
-                              table=scores and [DecisionScores(**row) for row in scores], weights=self.weights,
+                              table=scores and [DecisionScores(**row) for row in scores],
+                              weights=self.weights, n_titles=self.n_titles,
                               **{name: values.astype(float).tolist() for name, values in numbers.items()})
     return msgspec.json.decode(msgspec.json.encode(described))  # JSON has no infinite numbers: they become null
 
-# %% ../../nbs/decide/70_decider.ipynb #abe01335
+# %% ../../nbs/decide/70_decider.ipynb #4d459be8
 @patch(cls_method=True)
 def from_dict(cls: Decider,
     d: dict, # as `to_dict` returns it
@@ -156,7 +174,7 @@ def from_dict(cls: Decider,
         rule.cutoffs = F1Cutoffs(limits, np.array(saved.totals), saved.fallback)
     thresholds = {name: np.inf if t is None else t for name, t in saved.thresholds.items()}
     table = saved.table and pd.DataFrame(msgspec.to_builtins(saved.table)).set_index(['decision', 'probabilities'])
-    return cls(calibrator, rule, thresholds, saved.k, table, saved.weights)
+    return cls(calibrator, rule, thresholds, saved.k, table, saved.weights, saved.n_titles)
 
 # %% ../../nbs/decide/70_decider.ipynb #07ba7d09
 def label_table(

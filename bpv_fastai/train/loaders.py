@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TitleDataset', 'TitleDL', 'show_table', 'TitleDataLoaders', 'as_series']
 
-# %% ../../nbs/train/10_loaders.ipynb #6d51cb24
+# %% ../../nbs/train/10_loaders.ipynb #c6332017
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastai.basics import (IN_NOTEBOOK, CrossEntropyLossFlat, DataLoader, DataLo
                            patch)
 
 from ..data.catalog import (CatalogReport, catalog_report, drop_shared, drop_unseen, read_catalog,
-                                     select_columns, split_by_column, split_catalog)
+                                     select_columns, split_by_column, split_catalog, split_groups, title_keys)
 from ..data.errors import CatalogError
 from ..data.sampler import SortishSampler, cut_batches, sorted_order
 from ..data.tables import as_text
@@ -337,3 +337,24 @@ def with_train(self: TitleDataLoaders,
 ) -> TitleDataLoaders:
     "Return loaders with the same validation titles, and other titles to train on or another order of them"
     return _copy_with(self, self.train.new(dataset, shuffle=True, **kwargs), self.valid)
+
+# %% ../../nbs/train/10_loaders.ipynb #835f4845
+@patch
+def with_all_titles(self: TitleDataLoaders) -> TitleDataLoaders:
+    "Return loaders that train on the validation titles, too, and validate on none"
+    train, valid = self.train_ds, self.valid_ds
+    both = TitleDataset(train.titles + valid.titles, train.vocab, np.concatenate([train.targets, valid.targets]))
+    return _copy_with(self, self.train.new(both, shuffle=True), self.valid.new(valid.new_empty()))
+
+# %% ../../nbs/train/10_loaders.ipynb #2553d9ff
+@patch
+def with_held_out(self: TitleDataLoaders,
+    share: float, # of the training titles, which validate instead of those there are
+    seed: int = 42, # of the choice
+) -> TitleDataLoaders:
+    "Return loaders that hold out some of their training titles, as `split_catalog` does"
+    train = self.train_ds
+    is_valid = split_groups(title_keys(train.titles.decode()), train.targets, share, np.random.default_rng(seed))
+    kept, held_out = (TitleDataset(train.titles.take(rows), train.vocab, train.targets[rows])
+                      for rows in map(np.flatnonzero, (~is_valid, is_valid)))
+    return _copy_with(self, self.train.new(kept, shuffle=True), self.valid.new(held_out))

@@ -6,7 +6,7 @@
 __all__ = ['MOST_HALVINGS', 'MemberSpec', 'MemberReport', 'ReportProgress', 'train_member', 'members_folder', 'members_at_once',
            'train_members', 'load_member']
 
-# %% ../../nbs/train/60_members.ipynb #f846cb1e
+# %% ../../nbs/train/60_members.ipynb #ebdecc9a
 import os, signal, tempfile, threading, time, zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -29,41 +29,43 @@ from tqdm.auto import tqdm
 from ..data.errors import Remedy, ResumeError, TitleError, TrainingDiverged
 from ..data.files import locked, remove_folder, whole_file
 from .loaders import TitleDataLoaders, TitleDataset
+from .recipe import Member
 from .resume import Checkpoints, answering_signals
 
-# %% ../../nbs/train/60_members.ipynb #cd03a782
+# %% ../../nbs/train/60_members.ipynb #a7f45977
 @dataclass
 class MemberSpec:
     "All that the weights of a member depend on"
+    member: Member # what it is and how it is trained
     data: int # checksum of titles and categories
     bs: int # titles in a batch
     val_bs: int # titles in a validation batch
     window: int # batches that are sorted together
-    kwargs: dict # arguments of the learner: numbers and text
-    kind: str = 'bpv' # 'bpv' (a recurrent network) or 'ngrams'
-    backwards: bool = False # read titles from their end
     seed: int = 0 # of weights, dropout and the order of batches
-    epochs: int = 5 # passes over the titles
-    lr_max: float | None = None # peak rate; the learner's own if None
-    schedule: str = 'linear' # 'linear' (the paper's cycle), 'cosine' (fastai's 1cycle) or 'falling' (only down)
     bf16: bool = False # train in bfloat16
+    on_all: bool = False # train on the validation titles, too
     minutes: float = field(default=5., compare=False) # between two checkpoints
 
     @classmethod
     def for_loaders(cls,
         dls: TitleDataLoaders, # titles and categories to train on
-        kwargs: dict, # arguments of the learner
-        **fields # other fields: kind, backwards, seed, epochs, lr_max, schedule, bf16, minutes
+        member: Member, # what to train
+        **fields # other fields: seed, bf16, on_all, minutes
     ) -> 'MemberSpec': # as JSON gives it back: lists instead of tuples
         "Describe a member to be trained on `dls`. Raises `ValueError` for arguments that JSON cannot hold"
-        train = dls.train_ds
-        data = zlib.crc32(train.titles.buffer) ^ zlib.crc32(train.targets.tobytes())
-        spec = cls(data, dls.train.bs, dls.valid.bs, dls.train.sampler.window, kwargs, **fields)
+        data = 0
+        for dset in (dls.train_ds, dls.valid_ds)[:1 + fields.get('on_all', False)]:
+            data = zlib.crc32(dset.targets.tobytes(), zlib.crc32(dset.titles.buffer, data))
+        spec = cls(member, data, dls.train.bs, dls.valid.bs, dls.train.sampler.window, **fields)
         try:  # numbers of NumPy become Python's
             return msgspec.json.decode(msgspec.json.encode(spec, enc_hook=lambda number: number.item()), type=cls)
         except (AttributeError, TypeError):
             raise ValueError('arguments of the members must be numbers and text, '
                              'so that a process of its own can train each') from None
+
+    @property
+    def name(self) -> str: # as tables and messages have it
+        return self.member.name + ', on all titles' * self.on_all
 
 # %% ../../nbs/train/60_members.ipynb #2ea9f15e
 @dataclass
@@ -102,7 +104,7 @@ class ReportProgress(Callback):
         try: self.report(self.epoch * of_epoch + (self.iter + 1 if self.training else of_epoch))
         except OSError: self.learn.checkpoints.request_stop()
 
-# %% ../../nbs/train/60_members.ipynb #7f92e5fd
+# %% ../../nbs/train/60_members.ipynb #fc3bd4a5
 MOST_HALVINGS = 6  # of a rate at which a member diverges
 
 def train_member(
@@ -119,26 +121,30 @@ def train_member(
     checkpoint_of = lambda halvings: folder/f'{i}.{halvings}.checkpoint'  # of each rate its own
     halvings = max((n for n in range(MOST_HALVINGS + 1) if checkpoint_of(n).exists()), default=0)
     while True:
-        learn = make_learner(dls, spec)
-        lr = (spec.lr_max or learn.lr) / 2**halvings
+        learn, member = make_learner(dls, spec), spec.member
+        lr = (member.lr_max or learn.lr) / 2**halvings
         checkpoints = Checkpoints(checkpoint_of(halvings), spec.minutes, keep=True, verbose=False)
         fits = dict(linear=learn.fit_linear_cycle, cosine=learn.fit_one_cycle,
                     falling=partial(learn.fit_flat_cos, pct_start=0.))
+        begin = time.monotonic()
         try:
-            with learn.quiet(): fits[spec.schedule](spec.epochs, lr, cbs=[checkpoints, ReportProgress(report)])
+            with learn.quiet():
+                if member.kind == 'linear': learn.fit(report=lambda share: report(int(share * len(learn.dls.train))))
+                else: fits[member.schedule](member.epochs, lr, cbs=[checkpoints, ReportProgress(report)])
             break
         except TrainingDiverged:
             if halvings == MOST_HALVINGS: raise
             halvings += 1
-    member_report = MemberReport.of(learn, checkpoints.seconds)
-    member_report.scores |= dict(lr_max=lr)
+    is_linear = member.kind == 'linear'
+    member_report = MemberReport.of(learn, time.monotonic() - begin if is_linear else checkpoints.seconds)
+    if not is_linear: member_report.scores |= dict(lr_max=lr)
     with whole_file(folder/f'{i}.scores') as f:
         f.write_bytes(msgspec.json.encode(member_report))
     with whole_file(folder/f'{i}.safetensors', SafetensorError) as f:
         save_file({name: t.cpu().contiguous() for name, t in learn.model.state_dict().items()}, f)
     checkpoint_of(halvings).unlink(missing_ok=True)
 
-# %% ../../nbs/train/60_members.ipynb #38a09196
+# %% ../../nbs/train/60_members.ipynb #2347f246
 @contextmanager
 def members_folder(
     path: str | Path, # folder of the loaders
@@ -152,8 +158,8 @@ def members_folder(
         try:
             for i, spec in enumerate(specs): _note(folder/f'{i}.json', spec)
             yield folder
-        except TrainingDiverged:  # another rate may follow, unless a network is done; a bag took only seconds
-            keep = any(spec.kind != 'ngrams' and (folder/f'{i}.safetensors').exists() for i, spec in enumerate(specs))
+        except TrainingDiverged:  # another rate may follow, unless a network is done; all others took only seconds
+            keep = any(s.member.kind == 'bpv' and (folder/f'{i}.safetensors').exists() for i, s in enumerate(specs))
             raise
         except BaseException as e:
             keep = True
@@ -208,7 +214,7 @@ def _signals_blocked():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../../nbs/train/60_members.ipynb #8dd93c80
+# %% ../../nbs/train/60_members.ipynb #59f9df91
 # Python puts the current folder first on the path of a process that it starts by `-c` or `-m`, and would run a tqdm.py
 # that lies beside the catalog. A worker then gets the path of this process.
 _safe_path = dict(PYTHONSAFEPATH='1')
@@ -226,7 +232,8 @@ def _train_side_by_side(dls: TitleDataLoaders, specs: dict, make_learner: Callab
                         bar: tqdm):
     "Train members in `n_jobs` workers, and stop all of them when one fails"
     pipes = {i: connection.Pipe(duplex=False) for i in specs}
-    n_batches, waiting, running, signalled = dict.fromkeys(specs, 0), list(specs), {}, []
+    n_batches, running, signalled = dict.fromkeys(specs, 0), {}, []
+    waiting = sorted(specs, key=lambda i: specs[i].member.kind != 'bpv')  # what takes longest begins first
     env = _safe_path | dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads() // n_jobs)))
     def start_in(pool):
         i = waiting.pop(0)
@@ -261,15 +268,14 @@ def _raise_error(future: Future, i: int, spec: MemberSpec):
     try: future.result()
     except TitleError: raise
     except TerminatedWorkerError:
-        name = 'n-grams' if spec.kind == 'ngrams' else 'backward' if spec.backwards else 'forward'
         raise TitleError(
-            f'the process of member {i} ({name}) was killed, as the system does when memory is short; the others were '
-            'stopped', remedy=Remedy('{resume} continues a training from its checkpoints; {n_jobs} trains one '
+            f'the process of member {i} ({spec.name}) was killed, as the system does when memory is short; the others '
+            'were stopped', remedy=Remedy('{resume} continues a training from its checkpoints; {n_jobs} trains one '
                                           'member after the other, in less memory', resume=True, n_jobs=1)) from None
     except (Exception, KeyboardInterrupt) as error:  # the second if only the member was stopped
         raise RuntimeError(f'member {i} failed: {error!r}') from error
 
-# %% ../../nbs/train/60_members.ipynb #37342cca
+# %% ../../nbs/train/60_members.ipynb #32ec6edb
 def train_members(
     dls: TitleDataLoaders, # titles and categories
     specs: Sequence[MemberSpec], # what to train
@@ -280,7 +286,8 @@ def train_members(
 ):
     "Train the members that `folder` does not hold yet. Raises `TrainingDiverged` at too high a rate"
     todo = {i: spec for i, spec in enumerate(specs) if not (folder/f'{i}.safetensors').exists()}
-    with tqdm(total=sum(spec.epochs for spec in todo.values()) * len(dls.train), unit=' batches',
+    n_batches = {False: len(dls.train), True: len(dls.with_all_titles().train)}  # in an epoch, by `on_all`
+    with tqdm(total=sum(spec.member.epochs * n_batches[spec.on_all] for spec in todo.values()), unit=' batches',
               disable=not progress, leave=False) as bar:
         if n_jobs > 1 and len(todo) > 1:
             _train_side_by_side(dls, todo, make_learner, folder, min(n_jobs, len(todo)), bar)
