@@ -7,13 +7,14 @@
     python benchmarks/curve.py --tables                          # only the tables, from runs made before
 
 A seed draws `n` labelled titles and test titles (`labelled_split`). Everybody gets the labelled ones and nothing else.
-This library holds some of them out to judge members and to fit decisions, then trains on all, and fits its rule on the
-test titles without their labels. The SVMs choose C among .3, 1 and 3 on a fifth of the labelled titles (at most 20,000)
+This library holds some of them out to judge members and to fit decisions, then trains on all where there are up to
+20,000, and fits its rule on the test titles without their labels. The SVMs choose C among .3, 1 and 3 on a fifth of the labelled titles (at most 20,000)
 and then train on all; fastText does so with at least three settings, and as many of 43 as can begin in the seconds that
 our training took, at most ten minutes.
 
 Runs are kept in benchmarks/results/curve, a file for each catalog, size and seed, and are not repeated.
 Seconds are comparable where all run on one core: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/curve.py`."""
+import copy
 import json
 from dataclasses import asdict
 
@@ -53,28 +54,29 @@ def judged(learn: Ensemble, judge: Judge) -> dict:
 def ours(labelled: pd.DataFrame, judge: Judge, seed: int) -> dict:
     "Score the default training, what was held out of it, and its members"
     learn, recipe, seconds = train_default(labelled, seed)
-    names, final = learn.reports['member'].tolist(), learn.final or learn
+    names, final = learn.reports['member'].tolist(), learn.final
     table = learn.decider.table
     held_out = dict(titles=len(learn.dls.valid_ds), best=table.loc[('best wins', 'raw'), 'f1'],
                     f1=table.loc[('expected F1', 'calibrated'), 'f1'])
     scores = dict(default=judged(final, judge) | dict(
         seconds=seconds, held_out=held_out, shares=dict(zip(names, learn.model.shares or [])), recipe=asdict(recipe),
         member_seconds=dict(zip(names, learn.reports['seconds'])), final=recipe.final))
-    if learn.final: scores['default, not trained on all'] = judged(learn, judge)
+    if recipe.final: scores['default, not trained on all'] = judged(learn, judge)
     for i, name in enumerate(names):
-        one = Ensemble([final], progress=False)
-        one.model.shares = [float(j == i) for j in range(len(names))]
-        scores[name] = dict(f1=judge(Categorizer.from_learner(one).predict(
-            judge.test['title'], decide='best', progress=False)['category']), seconds=learn.reports['seconds'][i])
-        shares = np.array(learn.model.shares or [1.] * len(names)) * (np.arange(len(names)) != i)
-        if not shares.any(): continue
-        final.model.shares, kept = (shares / shares.sum()).tolist(), final.model.shares
-        rest = Ensemble([final], progress=False)
-        rest.model.shares, rest.fitted_decider = final.model.shares, final.fitted_decider
-        rest.fitted_decider.weights = None  # of the whole ensemble, and near enough
-        scores[f'without {name}'] = judged(rest, judge)
-        final.model.shares = kept
+        is_it = np.arange(len(names)) == i
+        alone = judged(with_shares(final, is_it), judge)['best']
+        scores[name] = dict(f1=alone, seconds=learn.reports['seconds'][i])
+        rest = np.array(learn.model.shares or [1.] * len(names)) * ~is_it
+        if rest.any(): scores[f'without {name}'] = judged(with_shares(final, rest), judge)
     return scores
+
+
+def with_shares(learn: Ensemble, shares: np.ndarray) -> Ensemble:
+    "Return an ensemble of the same members with other shares, and with the decisions of all together"
+    made = Ensemble([learn], progress=False)
+    made.model.shares, made.fitted_decider = (shares / shares.sum()).tolist(), copy.copy(learn.fitted_decider)
+    made.fitted_decider.weights = None
+    return made
 
 
 def svm(kind: str, labelled: pd.DataFrame, judge: Judge) -> dict:

@@ -119,7 +119,7 @@ def theirs(labelled, judge: Judge, seed: int, epochs: int, lr: float, bs: int) -
 def ours(labelled, judge: Judge, seconds: float, seed: int) -> dict:
     "Score what can be trained in as many seconds"
     learn, recipe, took = train_default(labelled, seed, seconds / 60)
-    cat, test = Categorizer.from_learner(learn.final or learn), judge.test['title'].tolist()
+    cat, test = Categorizer.from_learner(learn.final), judge.test['title'].tolist()
     with tempfile.TemporaryDirectory() as folder:
         cat.save(folder)
         mb = sum(f.stat().st_size for f in Path(folder).rglob('*') if f.is_file()) / 1e6

@@ -23,7 +23,7 @@ from .use.format import SavedModel, copy_network, describe_model, load_model, sa
 from .use.onnx import load_onnx, write_onnx
 from .use.predict import MOST_ADAPTED, TitleLabeller, adapt_to, label_titles, map_file, sample_file
 
-# %% ../nbs/50_categorizer.ipynb #d2f568c7
+# %% ../nbs/50_categorizer.ipynb #c3147f1d
 class Categorizer(SavedModel):
     "Trained networks with vocabularies and decisions; labels titles with PyTorch, without fastai"
     chunk_size = 50_000 # titles whose text and answers are in memory at once
@@ -46,7 +46,7 @@ class Categorizer(SavedModel):
                                  model.average, model.shares and [model.shares[i] for i in used])
         decider = learn.decider
         return cls(ensemble, dls.char_vocab, dls.vocab, decider, dls.train_ds.titles.max_len,
-                   _training_report(dls, decider.table) | (report or {}))
+                   _training_report(dls, decider.table, decider.n_titles) | (report or {}))
 
     def network_on(self,
         device: str | torch.device | None = None, # a GPU if there is one, if None
@@ -67,13 +67,15 @@ class Categorizer(SavedModel):
         networks = f'{len(names)} network{"s" * (len(names) > 1)} ({", ".join(names)})'
         return f'Categorizer: {networks}, {len(self.vocab):,} categories, {len(self.char_vocab)} characters'
 
-def _training_report(dls, table: pd.DataFrame | None) -> dict:
+def _training_report(dls, table: pd.DataFrame | None, n_judged: int) -> dict:
     "Count titles and categories, and collect what the decisions reach on validation titles"
     scores = {} if table is None else {', '.join(names): row for names, row in table.to_dict('index').items()}
-    return dict(train_titles=len(dls.train_ds), valid_titles=len(dls.valid_ds), categories=len(dls.vocab),
-                scores=scores)
+    judged = {} if len(dls.valid_ds) or not scores else dict(
+        scores_of='the same members, trained without the titles that judge')
+    return dict(train_titles=len(dls.train_ds), valid_titles=n_judged or len(dls.valid_ds),
+                categories=len(dls.vocab), scores=scores) | judged
 
-# %% ../nbs/50_categorizer.ipynb #201ce871
+# %% ../nbs/50_categorizer.ipynb #ed905e1b
 def _labeller(
     model: SavedModel, top_k: int, decide: str | None, min_confidence: float | None, bs: int, device, precision: str,
 ) -> TitleLabeller:
@@ -104,15 +106,17 @@ def predict(self: Categorizer,
 ) -> pd.DataFrame: # title, category, confidence, accepted, the top k, and reason (why there is no category)
     "Label titles, a row for each in the order given. A Series keeps its index"
     label = _labeller(self, top_k, decide, min_confidence, bs, device, precision)
-    if isinstance(titles, (pd.DataFrame, pd.Series, Sequence)) and not isinstance(titles, (str, bytes)):
-        series = select_columns(titles, [title_col])[title_col] if isinstance(titles, pd.DataFrame) else titles
-        step = max(1, len(series) // MOST_ADAPTED)
-        adapt_to(label, as_text(pd.Series(series[::step], dtype=object)), len(series), adapt)
+    if isinstance(titles, pd.DataFrame): titles = select_columns(titles, [title_col])[title_col]
+    if hasattr(titles, '__len__') and not isinstance(titles, (str, bytes)):
+        series = titles if isinstance(titles, pd.Series) else pd.Series(list(titles), dtype=object)
+        sample = series[::-(-len(series) // MOST_ADAPTED) or 1]
+        adapt_to(label, as_text(sample.astype(object)), len(series), adapt)
+    elif adapt: raise ValueError('a rule cannot be fitted on titles that can be read once only: give a list')
     labelled = label_titles(titles, label, title_col, self.chunk_size, progress)
     _warn_cut(label)
     return labelled
 
-# %% ../nbs/50_categorizer.ipynb #de89fe3b
+# %% ../nbs/50_categorizer.ipynb #4b152fa1
 @patch
 def predict_file(self: Categorizer,
     src: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
@@ -131,11 +135,13 @@ def predict_file(self: Categorizer,
 ) -> int: # rows written
     "Label a file, rows in order. Raise `CatalogError` if it cannot be read, `FileError` if `dst` cannot be written"
     label = _labeller(self, top_k, decide, min_confidence, bs, device, precision)
-    if str(src) != '-' and label.rule == 'f1' and adapt is not False and (adapt or label.decider.n_titles):
-        adapt_to(label, *sample_file(src, title_col, progress=progress), adapt)
+    can_adapt = label.rule == 'f1' and adapt is not False and bool(adapt or label.decider.n_titles)
+    if str(src) == '-' and adapt: raise ValueError('a rule cannot be fitted on the standard input, which is read once')
+    def prepare():
+        if can_adapt and str(src) != '-': adapt_to(label, *sample_file(src, title_col, progress=progress), adapt)
     identity = dict(model=self.checksum or self._unsaved_id, top_k=top_k, decide=label.rule,
                     min_confidence=min_confidence, bs=bs, engine=str(label.device), precision=precision, adapt=adapt)
-    n_rows = map_file(src, dst, label, title_col, columns, self.chunk_size, identity, progress, spreadsheet)
+    n_rows = map_file(src, dst, label, title_col, columns, self.chunk_size, identity, progress, spreadsheet, prepare)
     _warn_cut(label)
     if label.n_unlabelled:
         warnings.warn(f"{quantity(label.n_unlabelled, 'row')} read now got no category, mostly for want of a title; "

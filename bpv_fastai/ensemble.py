@@ -55,10 +55,9 @@ def _curves(learn: Learner) -> list:
     "Return the report of each member's training, None for one that was trained elsewhere"
     return learn.curves if isinstance(learn, Ensemble) else [None] * len(members_of(learn))
 
-# %% ../nbs/30_ensemble.ipynb #86b7e599
+# %% ../nbs/30_ensemble.ipynb #8796d8cc
 class Ensemble(TitleLearner):
     "Average trained networks, forward and backward, as one learner (paper, section 4.4)"
-    final = None # the ensemble that `train` trained on all titles, if it did
     def __init__(self,
         learns: Sequence[Learner], # trained learners over the same vocabularies; of ensembles the members are taken
         average: str = 'log_prob', # 'log_prob' (the paper's) or 'prob'
@@ -78,6 +77,11 @@ class Ensemble(TitleLearner):
         with nullcontext() if progress else self.quiet(): self._set_members(members, sum(map(_curves, learns), []))
 
     @property
+    def final(self) -> 'Ensemble':
+        "The ensemble to keep: the members that `train` trained on all titles; itself where it did not"
+        return self._final or self
+
+    @property
     def reports(self) -> pd.DataFrame:
         "A row for each member: its kind, and the scores of its training where `Ensemble.train` trained it"
         return pd.DataFrame([dict(member=_name(*member)) | getattr(curve, 'scores', {})
@@ -86,7 +90,7 @@ class Ensemble(TitleLearner):
     def _set_members(self, members: list, curves: list) -> 'Ensemble':
         "Take other members, fit their shares and calibrate"
         net = TitleEnsemble(*zip(*members), self.model.average)
-        self.model, self.curves = net.to(self.dls.device).eval(), curves
+        self.model, self.curves, self._final = net.to(self.dls.device).eval(), curves, None
         if self.f1_calibration.has_titles(): self.f1_calibration.calibrate()
         return self
 
@@ -111,11 +115,11 @@ def member_learner(
     if spec.bf16: learn.to_bf16()
     return learn.remove_cb(learn.f1_calibration)
 
-# %% ../nbs/30_ensemble.ipynb #0f87a647
+# %% ../nbs/30_ensemble.ipynb #c95e829c
 def _warn_of_divergence(specs: Sequence[MemberSpec], trained: Sequence[tuple]):
     "Warn of members that were trained at a lower rate than their spec's"
     for i, (spec, (learn, report)) in enumerate(zip(specs, trained)):
-        first = spec.member.lr_max or getattr(learn, 'lr', None)
+        first = spec.member.lr_max or learn.lr
         lr = report.scores.get('lr_max', first)
         if lr == first: continue
         problem = f'member {i} ({spec.name}) diverged at a peak rate of {first:g} and was trained anew at {lr:g}'
@@ -138,9 +142,10 @@ def train(cls: Ensemble,
     """Train members and average them; members of different kinds get fitted shares in an average of log-probabilities.
 
     With `recipe.final` each member is trained once more on all titles: the attribute `final` is the ensemble of those,
-    with shares and decisions of the judged one. Where there are no validation titles, some are held out for it. A
-    member that diverges is trained anew at half the rate, and a `TitleWarning` says so. Raises `ResumeError` if
-    `resume` finds members of another training, `TrainingDiverged` if a member diverges at a low rate, too."""
+    the one to keep, with shares and decisions of the judged one, which is returned. Where there are no validation
+    titles, some are held out for it. A member that diverges is trained anew at half the rate, and a `TitleWarning`
+    says so. Raises `ResumeError` if `resume` finds members of another training, `TrainingDiverged` if a member
+    diverges at a low rate, too."""
     if average not in ('prob', 'log_prob'): raise ValueError(f"average is {average!r}; it can be 'prob' or 'log_prob'")
     if recipe is None: recipe = Recipe.for_loaders(dls)
     if not recipe.members: raise ValueError('the recipe lists no members')
@@ -160,7 +165,7 @@ def train(cls: Ensemble,
         ensemble = cls(learns[:n], average, dls, progress, len(kinds) > 1 and average == 'log_prob')
     ensemble.curves = curves[:n]
     if twice:
-        ensemble.final = cls(learns[n:], average, learns[n].dls, progress)
+        ensemble._final = cls(learns[n:], average, learns[n].dls, progress)
         ensemble.final.curves = curves[n:]
         ensemble.final._take_decisions(ensemble)
     return ensemble

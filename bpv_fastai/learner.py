@@ -446,15 +446,16 @@ def ngram_learner(
     if lr is None: lr = 10 * dls.train.bs / 128 * min(1, (64 / sizes['dim'])**.5) if _is_sgd(opt_func) else ADAM_RATE
     return _title_learner(dls, model, metrics, [_WeighNgrams(), *L(cbs)], opt_func=opt_func, wd=0., path=path, lr=lr)
 
-# %% ../nbs/10_learner.ipynb #9b9ac91a
+# %% ../nbs/10_learner.ipynb #f32f3e5e
 class LinearLearner(TitleLearner):
     "A `TitleLearner` over an `NgramLinear`, whose weights a solver finds"
     def fit(self,
-        n_epoch: int = 1, # ignored; fastai's loops pass it
+        *args, # none: raises `TypeError` for epochs and rates
         C: float = 1., # inverse strength of the regularization
         report: Callable | None = None, # called with the share that is done; a bar shows it if None
     ):
         "Fit a support vector machine for each category, then validate and fit decisions"
+        if args: self._has_no_rate()
         if not len(self.dls.train):
             raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
         with tqdm(total=100, unit='%', leave=False, disable=report is not None or not hasattr(self, 'progress')) as bar:
@@ -475,12 +476,15 @@ class LinearLearner(TitleLearner):
 def linear_learner(
     dls: TitleDataLoaders, # titles and categories
     n_rows: int | None = None, # rows of the table of hashed n-grams, 2^14 to 2^19; by `ngram_sizes` if None
-    k: int = 32, # categories that each n-gram keeps, at most
+    k: int | None = None, # categories that each n-gram keeps, at most; 32, and 64 of 500 categories and more, if None
+    counted: bool | None = None, # a piece that occurs often in a title weighs more; in titles of 64 tokens, if None
     metrics=None, # accuracy and weighted precision, recall and F1 if None
     cbs=None, # further callbacks, for validation
     path: str | Path | None = None, # where models are saved; the `path` of `dls` if None
 ) -> LinearLearner:
     "Create a `Learner` with a linear model of n-grams, as good as a linear SVM over TF-IDF of characters and words"
-    n_rows = n_rows or ngram_sizes(len(dls.train_ds))['n_rows']
-    model = NgramLinear(len(dls.char_vocab), dls.c, *fold_characters(dls.char_vocab.chars), n_rows, k)
+    n_rows, titles = n_rows or ngram_sizes(len(dls.train_ds))['n_rows'], dls.train_ds.titles
+    if counted is None: counted = len(titles.buffer) >= 64 * len(titles)
+    model = NgramLinear(len(dls.char_vocab), dls.c, *fold_characters(dls.char_vocab.chars), n_rows,
+                        k or (32 if dls.c < 500 else 64), counted)
     return _title_learner(dls, model, metrics, cbs, LinearLearner, path=path)

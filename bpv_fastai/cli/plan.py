@@ -27,7 +27,7 @@ from ..train.loaders import TitleDataLoaders
 from ..train.members import members_at_once
 from ..train.recipe import Member, Recipe, hold_out, training_speed
 
-# %% ../../nbs/cli/36_plan.ipynb #ac6c3333
+# %% ../../nbs/cli/36_plan.ipynb #e5b466a7
 @dataclass
 class TrainOptions:
     "Options of a training command; what is None is chosen by a `Recipe`. Raises `TitleError` for values out of range"
@@ -54,7 +54,7 @@ class TrainOptions:
         if wrong: raise TitleError(f"{', '.join(wrong)} must be positive")
         if self.pairs is not None and self.pairs < 0: raise TitleError('pairs cannot be negative')
         if self.hold_out is not None and self.hold_out <= 0:
-            raise TitleError('hold-out must be positive: decisions and scores need titles that were not trained on')
+            raise TitleError('holdout must be positive: decisions and scores need titles that were not trained on')
         for name, choices in dict(cell=tuple(recurrent_cells), precision=precisions).items():
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -66,10 +66,10 @@ class TrainOptions:
         "Return the share of titles to judge on. Raises `TitleError` for more than half of them"
         chosen = hold_out(n_titles) if self.hold_out is None else self.hold_out
         share = chosen if chosen < 1 else chosen / n_titles
-        if share > .5: raise TitleError(f'hold-out {chosen:,g} is more than half of {n_titles:,} titles')
+        if share > .5: raise TitleError(f'holdout {chosen:,g} is more than half of {n_titles:,} titles')
         return share
 
-# %% ../../nbs/cli/36_plan.ipynb #34d69ffa
+# %% ../../nbs/cli/36_plan.ipynb #4534aa64
 @dataclass
 class RunNote:
     "The recipe of a run that is not finished, and what it was chosen for"
@@ -84,7 +84,8 @@ def choose_recipe(
 ) -> Recipe:
     "Choose what to train for a catalog of this size, or for the minutes that are given"
     asked = dict(cell=options.cell, nh=options.nh, epochs=options.epochs, lr_max=options.lr, n_pairs=options.pairs)
-    given = {name: value for name, value in asked.items() if value is not None} | dict(plain=options.plain)
+    given = {name: value for name, value in asked.items() if value is not None} | dict(
+        plain=options.plain, linear=options.linear, final=options.final)
     recipe = Recipe.for_loaders(dls, **given)
     if options.minutes:
         cell = next(member.kwargs['cell'] for member in recipe.members if member.kind == 'bpv')
@@ -93,8 +94,7 @@ def choose_recipe(
             options.minutes, len(train), training_speed(dls, bf16=bf16, cell=cell), dls.c,
             len(train.titles.buffer) / len(train), members_at_once(dls.device, 2 * len(recipe.members)),
             dls.device.type, **given)
-    members = [member for member in recipe.members if options.linear or member.kind != 'linear']
-    return replace(recipe, members=members, bs=dls.train.bs, final=recipe.final and options.final)
+    return replace(recipe, bs=dls.train.bs)
 
 run_note = Path('models')/'ensemble'/'recipe.json'  # in the folder of a run
 

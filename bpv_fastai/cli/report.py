@@ -18,14 +18,14 @@ from ..ensemble import Ensemble
 from ..train.callbacks import best_preds
 from ..use.baseline import linear_baseline
 
-# %% ../../nbs/cli/35_report.ipynb #ba03b7e8
+# %% ../../nbs/cli/35_report.ipynb #e6738cbc
 def judge_ensemble(
     learn: Ensemble, # trained
 ) -> dict: # counts and scores; the decided ones are None if there are too few validation titles
     "Score an ensemble on its validation titles"
     with learn.quiet(): best = best_preds(learn)
-    scores = CategoryCounts(learn.dls.c).add(best['targs'], best['preds']).averages()
-    table = learn.decider.table
+    scores, table = CategoryCounts(learn.dls.c).add(best['targs'], best['preds']).averages(), learn.decider.table
+    if table is not None: scores = table.loc[('best wins', 'raw')].to_dict()  # with shares from other titles
     decided = dict.fromkeys(scores) if table is None else table.loc[('expected F1', 'calibrated')].to_dict()
     counts = dict(
         rows=len(learn.dls.train_ds) + len(best['targs']), categories=learn.dls.c,

@@ -57,7 +57,7 @@ def check_shares(
         raise ValueError(f'shares are {shares!r}; give {n} numbers from 0 that add up to 1')
     return [float(s) for s in shares]
 
-# %% ../../nbs/models/60_average.ipynb #b09b39dd
+# %% ../../nbs/models/60_average.ipynb #2bf872fa
 class TitleEnsemble(nn.Module):
     "Average several networks (paper, section 4.4): token ids in, log-probabilities out"
     returns_log_probs = True  # `map_log_probs` does not normalize them again
@@ -81,18 +81,20 @@ class TitleEnsemble(nn.Module):
     ) -> Tensor: # (bs, categories) log-probabilities, float32
         "Average the log-probabilities of the members"
         reversed_x = reverse_titles(x) if any(self.backwards) else x
-        used = [i for i in range(len(self.members)) if self.shares is None or torch.as_tensor(self.shares[i]).any()]
+        # a member without a share is not asked; in a calibration a share is a tensor of several numbers
+        used = [i for i in range(len(self.members)) if self.shares is None or torch.is_tensor(self.shares[i])
+                or self.shares[i] > 0]
         logits = (self.members[i](reversed_x if self.backwards[i] else x) for i in used)
         return average_log_probs((F.log_softmax(y.float(), -1) for y in logits), self.average,
                                  self.shares and [self.shares[i] for i in used])
 
-# %% ../../nbs/models/60_average.ipynb #8fb4d1c4
-LEAST_SHARE = .02 # a member with less is left out
+# %% ../../nbs/models/60_average.ipynb #93c07d3d
+LEAST_SHARE = .02 # a member with less does not pay for its time, and is left out
 
 def fit_shares(
     log_probs: Sequence[Tensor], # (n, categories) of each member, for titles that no member was trained on
     targs: Tensor, # (n,) their category ids
-    pull: float = 3., # towards equal shares; 0 for none
+    pull: float = 500., # towards equal shares, as strong as so many titles; 0 for none
 ) -> list: # a share for each member, 1 in all
     "Fit the members' shares: weights of their log-probabilities with the least log-loss, scaled to add up to 1"
     def loss_and_gradient(weights):
@@ -107,11 +109,13 @@ def fit_shares(
     weights[weights < LEAST_SHARE * weights.sum()] = 0
     return [float(s) for s in weights / weights.sum()]
 
-# %% ../../nbs/models/60_average.ipynb #f68f9612
+# %% ../../nbs/models/60_average.ipynb #26403021
 def weights_checksum(
     net: nn.Module, # a network or a `TitleEnsemble`
 ) -> int: # from 0 to 2^32-1
     "Compute a checksum of all that the probabilities of a network depend on"
-    checksum = zlib.crc32(repr([getattr(net, name, None) for name in ('average', 'backwards', 'shares')]).encode())
+    parts = [getattr(net, name, None) for name in ('average', 'backwards', 'shares')]
+    parts += [module.features for module in net.modules() if hasattr(module, 'features')]  # of hashed n-grams
+    checksum = zlib.crc32(repr(parts).encode())
     for t in net.state_dict().values(): checksum = zlib.crc32(t.float().cpu().contiguous().numpy(), checksum)
     return checksum

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .ngrams import HashedNgrams
 
-# %% ../../nbs/models/55_linear.ipynb #4ec2a203
+# %% ../../nbs/models/55_linear.ipynb #66e9c270
 class NgramLinear(HashedNgrams):
     "Sum the strongest category weights of hashed n-grams: token ids in, logits out"
     def __init__(self,
@@ -23,13 +23,15 @@ class NgramLinear(HashedNgrams):
         n_letters: int | None = None, # the largest number of a letter; None where punctuation has the number 0
         n_rows: int = 2**18, # rows of the table, a power of 2
         k: int = 32, # categories of each row, at most
+        counted: bool = False, # a piece that occurs often in a title weighs more
         char_sizes: Sequence[int] = (2, 3, 4, 5), # lengths of pieces
         word_sizes: Sequence[int] = (1, 2), # words in a row
     ):
         super().__init__(fold, n_letters, n_rows, char_sizes, word_sizes)
         if len(fold) != vocab_sz: raise ValueError(f'fold has {len(fold)} entries for {vocab_sz} tokens')
         k = min(k, n_categories)
-        self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, fold=list(fold), k=k, **self.features)
+        self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, fold=list(fold), k=k, counted=counted,
+                           **self.features)
         id_type = torch.int16 if n_categories <= 2**15 else torch.int32
         self.register_buffer('category_ids', torch.arange(k, dtype=id_type).repeat(n_rows, 1))
         self.register_buffer('category_weights', torch.zeros(n_rows, k, dtype=torch.float16))
@@ -38,9 +40,9 @@ class NgramLinear(HashedNgrams):
     def forward(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
     ) -> Tensor: # (bs, categories) logits
-        blocks = self.rows(x)
-        rows, scales = (torch.cat(parts, 1) for parts in (blocks, list(map(self.scales, blocks))))
+        rows, scales = (torch.cat(parts, 1) for parts in zip(*self.scaled_rows(x, self.config['counted'])))
         if not torch.jit.is_tracing():  # leaves out columns in which no title has an n-gram
+            rows = torch.where(scales > 0, rows, 0)
             rows, columns = rows.topk(max(1, int((rows > 0).sum(1).max())), sorted=False)
             scales = scales.gather(1, columns)
         values = self.category_weights[rows].float() * scales[..., None]

@@ -79,13 +79,24 @@ def _word_ngrams(f: Tensor, sizes: Sequence[int]) -> list: # (numbers, mask) for
         ngrams.append((_modulo(_modulo(number) * 7919 + size), mask))
     return ngrams
 
-# %% ../../nbs/models/50_ngrams.ipynb #416f0187
+# %% ../../nbs/models/50_ngrams.ipynb #e4ea4318
+def _sorted(rows: Tensor) -> Tensor:
+    "Sort each title's rows"
+    if torch.jit.is_tracing(): return rows.sort(1)[0]
+    rows = rows.int()  # half the bytes to sort
+    if rows.device.type != 'cpu': return rows.sort(1)[0]
+    return torch.from_numpy(np.sort(rows.numpy(), 1))  # faster than torch.sort, which returns indices too
+
 def _without_repeats(rows: Tensor) -> Tensor:
-    "Sort each title's rows, and replace repeats by 0"
-    if not torch.jit.is_tracing(): rows = rows.int()  # half the bytes to sort
-    if torch.jit.is_tracing() or rows.device.type != 'cpu': rows = rows.sort(1)[0]
-    else: rows = torch.from_numpy(np.sort(rows.numpy(), 1))  # faster than torch.sort, which returns indices too
+    "Replace repeats in sorted rows by 0"
     return torch.cat([rows[:, :1], torch.where(rows[:, 1:] == rows[:, :-1], 0, rows[:, 1:])], 1)
+
+def _occurrences(rows: Tensor) -> Tensor: # (bs, m) int64
+    "Count how often each of the sorted rows (bs, m) occurs in its title, at its first place; 0 at its others"
+    is_first = torch.cat([rows[:, :1] >= 0, rows[:, 1:] != rows[:, :-1]], 1)
+    run = is_first.long().cumsum(1) - 1
+    counts = torch.zeros_like(run).scatter_add(1, run, torch.ones_like(run))
+    return torch.where(is_first, counts.gather(1, run), 0)
 
 def ngram_rows(
     f: Tensor, # (bs, L) int64, number of the character at each place, 0 for white space
@@ -93,17 +104,19 @@ def ngram_rows(
     char_sizes: Sequence[int] = (3, 4, 5), # lengths of pieces
     word_sizes: Sequence[int] = (1, 2), # words in a row
     n_letters: int | None = None, # the largest number of a letter, above which is punctuation; None without any
+    repeats: bool = False, # an n-gram that occurs twice has two places
 ) -> tuple[Tensor, Tensor]: # of pieces and of words, each (bs, m) int32 (int64 when traced), 0 for no n-gram
-    "Compute the table rows of the n-grams of each title, each once, in rising order"
+    "Compute the table rows of the n-grams of each title, in rising order"
     f = nn.functional.pad(f, (0, max([0, *char_sizes])))  # so that the shortest batch has room for the longest piece
     def rows_of(ngrams):
         rows = [torch.where(mask, 1 + _modulo(_mix(number), n_rows - 1), 0) for number, mask in ngrams]
-        return _without_repeats(torch.cat(rows or [f[:, :1] * 0], 1))
+        return _sorted(torch.cat(rows or [f[:, :1] * 0], 1))
     words = _word_ngrams(f if n_letters is None else torch.where(f > n_letters, 0, f), word_sizes)
     if n_letters is not None and 1 in word_sizes: words += _word_ngrams(f, (1,))  # with their punctuation
-    return rows_of(_char_ngrams(f, char_sizes)), rows_of(words)
+    pieces, words = rows_of(_char_ngrams(f, char_sizes)), rows_of(words)
+    return (pieces, words) if repeats else (_without_repeats(pieces), _without_repeats(words))
 
-# %% ../../nbs/models/50_ngrams.ipynb #49211920
+# %% ../../nbs/models/50_ngrams.ipynb #159aebbf
 # Others, as Apple's, lack exact remainders of large integers, sparse gradients or sums of embeddings.
 _own_kernels = ('cpu', 'cuda')  # devices
 
@@ -127,11 +140,24 @@ class HashedNgrams(nn.Module):
 
     def rows(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
+        repeats: bool = False, # as in `ngram_rows`
     ) -> tuple[Tensor, Tensor]: # table rows of pieces and of words, as `ngram_rows` has them
         "Compute the table rows of a batch; on the CPU for devices that lack some of the operations"
         f = self.fold[x]
-        rows = ngram_rows(f if f.device.type in _own_kernels else f.cpu(), **self.features)
+        rows = ngram_rows(f if f.device.type in _own_kernels else f.cpu(), **self.features, repeats=repeats)
         return tuple(r.to(f.device) for r in rows)
+
+    def scaled_rows(self,
+        x: Tensor, # (bs, longest) int64 token ids, padded with 0
+        counted: bool = False, # scales grow with the logarithm of how often a piece occurs in its title
+    ) -> list: # of pieces and of words: (rows, scales), (bs, m) each
+        "Compute table rows and their scales"
+        if not counted: return [(rows, self.scales(rows)) for rows in self.rows(x)]
+        pieces, words = self.rows(x, repeats=True)
+        counts = _occurrences(pieces)
+        words = _without_repeats(words)
+        return [(pieces, self.scales(pieces, torch.where(counts > 0, 1 + counts.clamp(min=1).float().log(), 0.))),
+                (words, self.scales(words))]
 
     def weigh(self,
         batches: Iterable, # of training titles: tuples that begin with x (bs, longest)
@@ -148,9 +174,10 @@ class HashedNgrams(nn.Module):
 
     def scales(self,
         rows: Tensor, # (bs, m) table rows, 0 for no n-gram
+        factors: Tensor | float = 1., # of the weights, (bs, m)
     ) -> Tensor: # (bs, m), whose squares add up to 1 in each title
         "Divide the weights of each title's rows by their length"
-        weights = self.weights[rows]  # row 0, no n-gram, has the weight 0
+        weights = self.weights[rows] * factors  # row 0, no n-gram, has the weight 0
         return weights / weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 # %% ../../nbs/models/50_ngrams.ipynb #82400a49

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['LOGITS_PER_MARGIN', 'ngram_matrix', 'fit_linear']
 
-# %% ../../nbs/train/35_linear.ipynb #d6779237
+# %% ../../nbs/train/35_linear.ipynb #67a88f6e
 import math
 from collections.abc import Callable, Iterable
 
 import numpy as np, torch
 from fastcore.basics import noop
 from scipy.sparse import csr_matrix
-from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
 from ..models.linear import NgramLinear
 
-# %% ../../nbs/train/35_linear.ipynb #a7791127
+# %% ../../nbs/train/35_linear.ipynb #5edc42f5
 def ngram_matrix(
     net: NgramLinear, # which has the weights of n-grams already
     batches: Iterable, # tuples that begin with x (bs, longest)
@@ -25,15 +24,14 @@ def ngram_matrix(
     "Compute the scaled n-grams of titles as a sparse matrix"
     parts = [[], []]
     for x, *_ in batches:
-        for part, rows in zip(parts, net.rows(x)):
-            rows = rows.cpu().numpy()
-            part.append((rows[rows > 0], (rows > 0).sum(1)))
+        for part, (rows, scales) in zip(parts, net.scaled_rows(x, net.config['counted'])):
+            is_ngram = scales > 0
+            part.append([a.cpu().numpy() for a in (rows[is_ngram], scales[is_ngram], is_ngram.sum(1))])
     blocks = []
-    weights = net.weights.cpu().numpy().astype(np.float64)
     for part in parts:
-        columns, counts = map(np.concatenate, zip(*part))
+        columns, scales, counts = map(np.concatenate, zip(*part))
         ends = np.concatenate([[0], counts.cumsum()])
-        blocks.append(normalize(csr_matrix((weights[columns], columns, ends), (len(counts), len(weights))), copy=False))
+        blocks.append(csr_matrix((scales.astype(np.float64), columns, ends), (len(counts), len(net.weights))))
     return sum(blocks)
 
 # %% ../../nbs/train/35_linear.ipynb #c240cf82
@@ -65,37 +63,39 @@ def _solve(X: csr_matrix, y: np.ndarray, C: float) -> tuple: # classes, weights 
     signs = np.array([-1., 1.])  # of two classes the solver fits one
     return svm.classes_, svm.coef_.T * signs, svm.intercept_ * signs
 
-# %% ../../nbs/train/35_linear.ipynb #15c1b346
-LOGITS_PER_MARGIN = 6.
-_group_size = 32 # categories that are fitted together
+# %% ../../nbs/train/35_linear.ipynb #04f24359
+LOGITS_PER_MARGIN = 6. # nats; 6, 6, 8 and 10 had the least log-loss on four splits of three catalogs
+_group_size = 32 # categories that are fitted together, at most
 
 def fit_linear(
     net: NgramLinear, # whose weights are set
     batches: Iterable, # of training titles: tuples of x (bs, longest) and y (bs,), the same in each pass
     C: float = 1., # inverse strength of the regularization
-    report: Callable = noop, # called with the share that is done, after each group of categories
+    report: Callable = noop, # called with the share that is done, before each group of categories
 ) -> NgramLinear: # the same
     "Fit weights of n-grams, and a support vector machine for each category. Categories without titles are never first"
     X, targs = ngram_matrix(net.weigh(batches), batches), np.concatenate([y.cpu().numpy() for _, y, *_ in batches])
     used = np.unique(X.indices)
     X = X[:, used]
-    categories, n_titles = np.unique(targs, return_counts=True)
+    categories = np.unique(targs)
     strongest = _Strongest(len(used), net.config['k'])
     biases = np.full(net.config['n_categories'], -1.5)
-    groups = np.array_split(categories, math.ceil(len(categories) / _group_size))
-    for i, group in enumerate(groups, 1):
+    # at least four groups, as a fit can be stopped between two of them only
+    n_groups = 0 if len(categories) < 2 else max(math.ceil(len(categories) / _group_size), min(4, len(categories)))
+    if len(categories) == 1: biases[categories] = 0.
+    for i, group in enumerate(np.array_split(categories, n_groups) if n_groups else []):
+        report(i / n_groups)
         others = net.config['n_categories']  # stands for all categories of other groups
         classes, weights, bias = _solve(X, np.where(np.isin(targs, group), targs, others), C)
         ours = classes != others
         strongest.add(weights[:, ours], classes[ours])
         biases[classes[ours]] = bias[ours]
-        report(i / len(groups))
     device, k = net.bias.device, strongest.ids.shape[1]
     rows = torch.as_tensor(used, device=device).long()
     net.category_weights.zero_()
     with torch.no_grad():
         weights = LOGITS_PER_MARGIN * strongest.above_others()
-        net.category_weights[rows, :k] = torch.as_tensor(weights, device=device).half()
+        net.category_weights[rows, :k] = torch.as_tensor(weights).half().to(device)
         net.category_ids[rows, :k] = torch.as_tensor(strongest.ids, device=device).to(net.category_ids.dtype)
-        net.bias.copy_(torch.as_tensor(LOGITS_PER_MARGIN * biases))
+        net.bias.copy_(torch.as_tensor(LOGITS_PER_MARGIN * biases).float())
     return net

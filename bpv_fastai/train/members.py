@@ -144,7 +144,7 @@ def train_member(
         save_file({name: t.cpu().contiguous() for name, t in learn.model.state_dict().items()}, f)
     checkpoint_of(halvings).unlink(missing_ok=True)
 
-# %% ../../nbs/train/60_members.ipynb #2347f246
+# %% ../../nbs/train/60_members.ipynb #55667164
 @contextmanager
 def members_folder(
     path: str | Path, # folder of the loaders
@@ -158,8 +158,8 @@ def members_folder(
         try:
             for i, spec in enumerate(specs): _note(folder/f'{i}.json', spec)
             yield folder
-        except TrainingDiverged:  # another rate may follow, unless a network is done; all others took only seconds
-            keep = any(s.member.kind == 'bpv' and (folder/f'{i}.safetensors').exists() for i, s in enumerate(specs))
+        except TrainingDiverged:  # another rate may follow, unless a member is done; a bag took only seconds
+            keep = any(s.member.kind != 'ngrams' and (folder/f'{i}.safetensors').exists() for i, s in enumerate(specs))
             raise
         except BaseException as e:
             keep = True
@@ -214,7 +214,7 @@ def _signals_blocked():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../../nbs/train/60_members.ipynb #59f9df91
+# %% ../../nbs/train/60_members.ipynb #8a25d5e9
 # Python puts the current folder first on the path of a process that it starts by `-c` or `-m`, and would run a tqdm.py
 # that lies beside the catalog. A worker then gets the path of this process.
 _safe_path = dict(PYTHONSAFEPATH='1')
@@ -233,7 +233,7 @@ def _train_side_by_side(dls: TitleDataLoaders, specs: dict, make_learner: Callab
     "Train members in `n_jobs` workers, and stop all of them when one fails"
     pipes = {i: connection.Pipe(duplex=False) for i in specs}
     n_batches, running, signalled = dict.fromkeys(specs, 0), {}, []
-    waiting = sorted(specs, key=lambda i: specs[i].member.kind != 'bpv')  # what takes longest begins first
+    waiting = sorted(specs, key=lambda i: specs[i].member.kind != 'bpv')  # what mostly takes longest begins first
     env = _safe_path | dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads() // n_jobs)))
     def start_in(pool):
         i = waiting.pop(0)
@@ -275,7 +275,7 @@ def _raise_error(future: Future, i: int, spec: MemberSpec):
     except (Exception, KeyboardInterrupt) as error:  # the second if only the member was stopped
         raise RuntimeError(f'member {i} failed: {error!r}') from error
 
-# %% ../../nbs/train/60_members.ipynb #32ec6edb
+# %% ../../nbs/train/60_members.ipynb #4a65d4ea
 def train_members(
     dls: TitleDataLoaders, # titles and categories
     specs: Sequence[MemberSpec], # what to train
@@ -286,7 +286,7 @@ def train_members(
 ):
     "Train the members that `folder` does not hold yet. Raises `TrainingDiverged` at too high a rate"
     todo = {i: spec for i, spec in enumerate(specs) if not (folder/f'{i}.safetensors').exists()}
-    n_batches = {False: len(dls.train), True: len(dls.with_all_titles().train)}  # in an epoch, by `on_all`
+    n_batches = {on_all: len((dls.with_all_titles() if on_all else dls).train) for on_all in {s.on_all for s in specs}}
     with tqdm(total=sum(spec.member.epochs * n_batches[spec.on_all] for spec in todo.values()), unit=' batches',
               disable=not progress, leave=False) as bar:
         if n_jobs > 1 and len(todo) > 1:

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..models.network import TitleClassifier, recurrent_cells
 from .loaders import TitleDataLoaders
 
-# %% ../../nbs/train/50_recipe.ipynb #ca9e707b
+# %% ../../nbs/train/50_recipe.ipynb #5c7da2b3
 def _check(name: str, value: str, allowed: Sequence[str]):
     if value not in allowed: raise ValueError(f'{name} is {value!r}; it can be {", ".join(map(repr, allowed))}')
 
@@ -37,6 +37,7 @@ class Member:
         _check('kind', self.kind, ('bpv', 'ngrams', 'linear'))
         _check('optimizer', self.optimizer, ('sgd', 'adam'))
         _check('schedule', self.schedule, ('linear', 'cosine', 'falling'))
+        if self.kind == 'linear': self.epochs = 1
 
     @property
     def name(self) -> str: # as tables and messages have it
@@ -62,10 +63,10 @@ def ngram_epochs(
     "Return 42 for two thousand titles, 14 for thirty thousand, 7 for two hundred thousand"
     return round(min(42, max(5, 42 * (2_000 / max(1, n_titles))**.4)))
 
-# %% ../../nbs/train/50_recipe.ipynb #54b1514e
+# %% ../../nbs/train/50_recipe.ipynb #03f7cfdb
 # From so many titles on wider LSTMs, smaller dropouts of QRNNs and larger batches on a GPU are worth it
 LARGE_CATALOG = 20_000  # titles; benchmarks/results/grid.json
-MOST_FINAL = 60_000  # titles up to which members are trained once more on all titles
+MOST_FINAL = 20_000  # titles up to which members are trained once more on all titles: .005 at 10,000, .0004 at 40,000
 MOST_LINEAR = 600.  # seconds that a linear model may take
 
 def linear_seconds(
@@ -106,25 +107,27 @@ class Recipe:
         device: str = 'cpu', # 'cpu' or 'cuda'
         n_pairs: int | None = None, # pairs of recurrent networks, 0 for a forward one; 0 on a CPU, 1 on a GPU, if None
         plain: bool = False, # the networks of the paper alone
+        linear: bool = True, # with a linear model, where it does not take too long
+        final: bool = True, # with a second training, where it is worth its time
         **given # epochs, lr_max of the recurrent networks, or arguments of `bpv_learner` for them: nh, cell, drop_mult
     ) -> 'Recipe':
         "Choose for the size of a catalog. Raises `ValueError` if there are no titles, or for another cell"
         if n_titles < 1: raise ValueError('there are no titles to train on')
         on_gpu, is_large = device == 'cuda', n_titles >= LARGE_CATALOG
-        cell = given.get('cell') or ('lstm' if on_gpu or plain else 'qrnn')
+        cell = given.pop('cell', None) or ('lstm' if on_gpu or plain else 'qrnn')
         _check('cell', cell, tuple(recurrent_cells))
         n_pairs = int(on_gpu or plain) if n_pairs is None else n_pairs
         bs = 256 if on_gpu and is_large else 128
         if on_gpu: sizes = dict(nh=512, epochs=max(20, default_epochs(n_titles)))
         elif plain: sizes = dict(nh=160 if is_large else 128, epochs=default_epochs(n_titles))
-        else: sizes = dict(nh=128, epochs=small_epochs(n_titles))
+        else: sizes = dict(nh=256 if LARGE_CATALOG <= n_titles < 100_000 else 128, epochs=small_epochs(n_titles))
         if not (on_gpu or plain): sizes |= dict(lr_max=None, schedule='cosine', optimizer='adam')
-        recipe = cls.pairs(n_pairs, bs, **sizes | dict(cell=cell) | given)
+        recipe = cls.pairs(n_pairs, bs, **sizes | given, cell=cell)
         if plain: return recipe
         recipe.members.insert(0, Member('ngrams', ngram_epochs(n_titles), optimizer='adam', schedule='falling'))
-        if linear_seconds(n_titles, n_categories, length) <= MOST_LINEAR:
-            recipe.members.insert(0, Member('linear', 1, schedule='falling'))
-        return replace(recipe, final=n_titles <= MOST_FINAL)
+        if linear and linear_seconds(n_titles, n_categories, length) <= MOST_LINEAR:
+            recipe.members.insert(0, Member('linear'))
+        return replace(recipe, final=final and n_titles <= MOST_FINAL)
 
 
     @classmethod
@@ -137,12 +140,12 @@ class Recipe:
         n_tokens = len(train.titles.buffer) / max(1, len(train))
         return replace(cls.for_catalog(len(train), dls.c, n_tokens, dls.device.type, **given), bs=dls.train.bs)
 
-# %% ../../nbs/train/50_recipe.ipynb #c7140ef2
+# %% ../../nbs/train/50_recipe.ipynb #219549f4
 def hold_out(
     n_titles: int, # labelled titles
 ) -> int: # titles to validate on, a quarter at most
     "Return 500 of two thousand titles, 2,236 of forty thousand, 11,180 of a million"
-    return round(min(n_titles / 4, 500 * (n_titles / 2_000)**.5))
+    return max(1, round(min(n_titles / 4, 500 * (n_titles / 2_000)**.5)))
 
 # %% ../../nbs/train/50_recipe.ipynb #d1e8b669
 def training_speed(
@@ -180,7 +183,7 @@ def relative_cost(
     # measured: LSTM 1.9 at 192, 2.4 at 256, 7.7 (bf16) and 9.1 (float32) at 512; QRNN 1.6, 2.1, 5.9
     return (nh / 128)**dict(lstm=1.5, qrnn=1.25)[cell]
 
-# %% ../../nbs/train/50_recipe.ipynb #ab22e785
+# %% ../../nbs/train/50_recipe.ipynb #b12d4878
 # Share of the measured speed; optimizer, validation and the network on the next core take the remainder
 TRAINING_SHARE = .83  # benchmarks/minilm.py
 BAG_COST = .3  # of a bag of n-grams for a title, relative to a network 128 wide
@@ -196,14 +199,15 @@ def seconds(self: Recipe,
     "Estimate the seconds until all members are trained"
     def of(member: Member) -> float:
         if member.kind == 'linear': return linear_seconds(n_titles, n_categories, length)
-        cost = BAG_COST if member.kind == 'ngrams' else relative_cost(member.kwargs['nh'], member.kwargs['cell'])
+        sizes = dict(nh=512, cell='lstm') | member.kwargs
+        cost = BAG_COST if member.kind == 'ngrams' else relative_cost(sizes['nh'], sizes['cell'])
         return member.epochs * cost * n_titles / (speed * TRAINING_SHARE)
     ends = [0.] * at_once
     for duration in sorted(map(of, self.members * (1 + self.final)), reverse=True):
         ends[ends.index(min(ends))] += duration
     return max(ends)
 
-# %% ../../nbs/train/50_recipe.ipynb #a2a4e2ef
+# %% ../../nbs/train/50_recipe.ipynb #c65227e9
 WIDTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512)  # to choose from
 
 @patch(cls_method=True)
@@ -215,7 +219,7 @@ def for_minutes(cls: Recipe,
     length: float = 40., # tokens of a title, on average
     at_once: int = 1, # members that train side by side
     device: str = 'cpu', # 'cpu' or 'cuda'
-    **given # as in `for_catalog`: n_pairs, plain, cell, nh, epochs, lr_max
+    **given # as in `for_catalog`: n_pairs, plain, linear, final, cell, nh, epochs, lr_max
 ) -> Recipe: # without recurrent networks where there is no time for one
     "Choose what is trained in so many minutes"
     if minutes <= 0 or speed <= 0: raise ValueError('minutes and speed must be above 0')

@@ -31,7 +31,7 @@ from ..models.linear import NgramLinear
 from ..models.network import TitleClassifier, recurrent_cells
 from ..models.ngrams import NgramBag
 
-# %% ../../nbs/use/10_format.ipynb #4983c074
+# %% ../../nbs/use/10_format.ipynb #37c53632
 class RecurrentNetwork(Struct, tag_field='kind', tag='bpv'):
     "Sizes and direction of a `TitleClassifier`"
     backwards: bool # whether it reads titles from their end
@@ -64,6 +64,7 @@ class LinearNetwork(Struct, tag_field='kind', tag='linear'):
     n_letters: Annotated[int, Meta(ge=0, le=2**17)] | None # the largest number of a letter
     n_rows: Annotated[int, Meta(ge=2, le=2**24)] # rows of the table
     k: Annotated[int, Meta(ge=1, le=2**17)] # categories of each row
+    counted: bool # whether a piece that occurs often in a title weighs more
     char_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=16)]], Meta(max_length=16)] # lengths of pieces
     word_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=8)]], Meta(max_length=16)] # words in a row
 
@@ -354,10 +355,10 @@ def load_model(
     "Load what `save_model` wrote. Raise `CategorizerError` for a folder that is damaged, foreign, or of a newer format"
     return load_described(Path(path)/_description, _load)
 
-# %% ../../nbs/use/10_format.ipynb #19d197d7
+# %% ../../nbs/use/10_format.ipynb #7c1000c9
 def copy_network(
     net: TitleClassifier | NgramBag | NgramLinear, # a network, on any device and in any precision
-) -> TitleClassifier | NgramBag | NgramLinear: # the same on the CPU in float32
+) -> TitleClassifier | NgramBag | NgramLinear: # the same on the CPU, in the precision of a new network
     "Copy a network. Raise `CategorizerError` for one that cannot be saved"
     copied = build_network(describe_network(net))
     copied.load_state_dict({name: tensor.float().cpu() for name, tensor in net.state_dict().items()})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_ADAPTED', 'TitleLabeller', 'label_titles', 'sample_file', 'adapt_to', 'escape_formulas', 'csv_bytes', 'map_file']
 
-# %% ../../nbs/use/20_predict.ipynb #01df4336
+# %% ../../nbs/use/20_predict.ipynb #e94b490f
 import csv, glob, gzip, hashlib, io, json, re, shutil, sys, uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
+from fastcore.basics import noop
 from tqdm.auto import tqdm
 
 from ..data.catalog import select_columns
@@ -97,7 +98,7 @@ def label_titles(
     labelled = pd.concat(tables, ignore_index=True) if tables else label([])
     return labelled if index is None else labelled.set_axis(index)
 
-# %% ../../nbs/use/20_predict.ipynb #0434cd41
+# %% ../../nbs/use/20_predict.ipynb #cdbc0663
 MOST_ADAPTED = 20_000 # titles that a rule is fitted on
 
 def sample_file(
@@ -110,8 +111,8 @@ def sample_file(
     rng, titles, draws, n = np.random.default_rng(0), [], np.empty(0), 0
     reader = TableReader(source, [title_col])
     for part in tqdm(reader.parts(50_000), 'drawing titles', unit=' parts', disable=not progress, delay=2, leave=False):
-        found = part.df[title_col].tolist()
-        titles, draws, n = titles + found, np.concatenate([draws, rng.random(len(found))]), n + len(found)
+        of_part = as_text(part.df[title_col])
+        titles, draws, n = titles + of_part, np.concatenate([draws, rng.random(len(of_part))]), n + len(of_part)
         kept = np.sort(np.argsort(draws)[:size])
         titles, draws = [titles[i] for i in kept], draws[kept]
     return titles, n
@@ -247,7 +248,7 @@ def _to_stdout(parts: Iterable[TablePart], label: Callable, columns: Sequence, h
         n_rows += len(df)
     return n_rows
 
-# %% ../../nbs/use/20_predict.ipynb #5ac424ac
+# %% ../../nbs/use/20_predict.ipynb #596a9f10
 def map_file(
     source: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
     path: str | Path, # the file to write, in the format that its name tells, or '-' for the standard output (TSV)
@@ -258,6 +259,7 @@ def map_file(
     identity: dict | None = None, # what the result depends on besides source and options
     progress: bool = True, # show a bar
     spreadsheet: bool = False, # write a CSV in which a spreadsheet finds no formulas (`escape_formulas`)
+    prepare: Callable = noop, # called before the first title is labelled, when all arguments are checked
 ) -> int: # rows written
     """Label a file; what is written is whole or missing.
 
@@ -269,6 +271,7 @@ def map_file(
     if spreadsheet and kind != 'csv':
         raise CatalogError('only CSV is written for spreadsheets', path=path, remedy='Name a file that ends in .csv')
     if kind == 'tsv' and columns is None: columns = 'title', 'category'
+    prepare()
     if to_stdout: return _to_stdout(reader.parts(size), label, columns, header)
     job = _describe_source(reader) | dict(title_col=title_col, columns=columns, header=header, size=size,
                                                identity=identity, spreadsheet=spreadsheet)
