@@ -23,7 +23,7 @@ from .use.format import SavedModel, copy_network, describe_model, load_model, sa
 from .use.onnx import load_onnx, write_onnx
 from .use.predict import MOST_ADAPTED, TitleLabeller, adapt_to, label_titles, map_file, sample_file
 
-# %% ../nbs/50_categorizer.ipynb #c3147f1d
+# %% ../nbs/50_categorizer.ipynb #9b0a66c6
 class Categorizer(SavedModel):
     "Trained networks with vocabularies and decisions; labels titles with PyTorch, without fastai"
     chunk_size = 50_000 # titles whose text and answers are in memory at once
@@ -41,9 +41,9 @@ class Categorizer(SavedModel):
         "Copy a learner's networks, vocabularies, decider and scores. Raise `CategorizerError` if they cannot be saved"
         dls, model = learn.dls, learn.model
         if not isinstance(model, TitleEnsemble): model = TitleEnsemble([model], [dls.train.backwards])
-        used = [i for i in range(len(model.members)) if model.shares is None or model.shares[i] > 0]
-        ensemble = TitleEnsemble([copy_network(model.members[i]) for i in used], [model.backwards[i] for i in used],
-                                 model.average, model.shares and [model.shares[i] for i in used])
+        ensemble = TitleEnsemble([copy_network(model.members[i]) for i in model.used],
+                                 [model.backwards[i] for i in model.used], model.average,
+                                 model.shares and [model.shares[i] for i in model.used])
         decider = learn.decider
         return cls(ensemble, dls.char_vocab, dls.vocab, decider, dls.train_ds.titles.max_len,
                    _training_report(dls, decider.table, decider.n_titles) | (report or {}))

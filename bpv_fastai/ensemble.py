@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['members_of', 'Ensemble', 'member_learner', 'snapshots']
 
-# %% ../nbs/30_ensemble.ipynb #ff18d087
+# %% ../nbs/30_ensemble.ipynb #a45dc445
 import copy, warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 
 from .data.errors import Remedy, TitleWarning
 from .learner import TitleLearner, bpv_learner, linear_learner, ngram_learner
-from .models.average import TitleEnsemble, weights_checksum
+from .models.average import TitleEnsemble, check_average, weights_checksum
 from .models.linear import NgramLinear
 from .models.ngrams import NgramBag
 from .train.callbacks import F1Calibration, WeightedF1, WeightedPrecision, WeightedRecall
@@ -115,7 +115,7 @@ def member_learner(
     if spec.bf16: learn.to_bf16()
     return learn.remove_cb(learn.f1_calibration)
 
-# %% ../nbs/30_ensemble.ipynb #c95e829c
+# %% ../nbs/30_ensemble.ipynb #756082c4
 def _warn_of_divergence(specs: Sequence[MemberSpec], trained: Sequence[tuple]):
     "Warn of members that were trained at a lower rate than their spec's"
     for i, (spec, (learn, report)) in enumerate(zip(specs, trained)):
@@ -146,7 +146,7 @@ def train(cls: Ensemble,
     titles, some are held out for it. A member that diverges is trained anew at half the rate, and a `TitleWarning`
     says so. Raises `ResumeError` if `resume` finds members of another training, `TrainingDiverged` if a member
     diverges at a low rate, too."""
-    if average not in ('prob', 'log_prob'): raise ValueError(f"average is {average!r}; it can be 'prob' or 'log_prob'")
+    check_average(average)  # before members train
     if recipe is None: recipe = Recipe.for_loaders(dls)
     if not recipe.members: raise ValueError('the recipe lists no members')
     if recipe.final and not len(dls.valid_ds):

@@ -38,7 +38,7 @@ from .train.optimizer import RowAdam
 from .train.resume import Checkpoints, StartsAnywhere
 from .train.schedule import FALL_AT_PEAK, LinearLRFinder, knee, linear_cycle, plot_sweep
 
-# %% ../nbs/10_learner.ipynb #84659ed4
+# %% ../nbs/10_learner.ipynb #9e1e7ebe
 # fastai's callbacks for other networks or other data, and what to do instead
 _not_for_titles = dict(
     ModelResetter='resets the state of a language model, and these networks keep none between batches: leave it out',
@@ -60,6 +60,11 @@ def _with_checkpoints(learn: Learner, cbs, resume: bool) -> list:
     "Return callbacks for a fit, with `Checkpoints` where it is resumable and has none"
     cbs = list(L(cbs))
     return [*cbs, Checkpoints()] if resume and not any(isinstance(cb, Checkpoints) for cb in cbs + learn.cbs) else cbs
+
+def _check_titles(learn: Learner):
+    "Raise `ValueError` if a learner has no training titles"
+    if not len(learn.dls.train):
+        raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
 
 class TitleLearner(StartsAnywhere, Learner):
     "fastai's `Learner` for titles, with resumable fits, the paper's linear cycle and sweeps, and decisions"
@@ -103,8 +108,7 @@ class TitleLearner(StartsAnywhere, Learner):
         resume: bool = False, # write checkpoints, and continue from the one that a killed run of the same fit has left
     ):
         "Fit as fastai does. Raises `TrainingDiverged` for a diverging loss, `ResumeError` for another fit's checkpoint"
-        if not len(self.dls.train):
-            raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
+        _check_titles(self)
         cbs = _with_checkpoints(self, cbs, resume)
         super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
         if has_diverged(self): raise self.stop_at_divergence.error
@@ -446,7 +450,7 @@ def ngram_learner(
     if lr is None: lr = 10 * dls.train.bs / 128 * min(1, (64 / sizes['dim'])**.5) if _is_sgd(opt_func) else ADAM_RATE
     return _title_learner(dls, model, metrics, [_WeighNgrams(), *L(cbs)], opt_func=opt_func, wd=0., path=path, lr=lr)
 
-# %% ../nbs/10_learner.ipynb #f32f3e5e
+# %% ../nbs/10_learner.ipynb #f3a3f77d
 class LinearLearner(TitleLearner):
     "A `TitleLearner` over an `NgramLinear`, whose weights a solver finds"
     def fit(self,
@@ -456,8 +460,7 @@ class LinearLearner(TitleLearner):
     ):
         "Fit a support vector machine for each category, then validate and fit decisions"
         if args: self._has_no_rate()
-        if not len(self.dls.train):
-            raise ValueError('there are no titles to train on: a loaded learner comes without them; set learn.dls')
+        _check_titles(self)
         with tqdm(total=100, unit='%', leave=False, disable=report is not None or not hasattr(self, 'progress')) as bar:
             fit_linear(self.model, self.dls.train.new(shuffle=False, drop_last=False), C,
                        report or (lambda share: bar.update(round(100 * share) - bar.n)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .ngrams import HashedNgrams
 
-# %% ../../nbs/models/55_linear.ipynb #66e9c270
+# %% ../../nbs/models/55_linear.ipynb #de9827a3
 class NgramLinear(HashedNgrams):
     "Sum the strongest category weights of hashed n-grams: token ids in, logits out"
     def __init__(self,
@@ -27,8 +27,7 @@ class NgramLinear(HashedNgrams):
         char_sizes: Sequence[int] = (2, 3, 4, 5), # lengths of pieces
         word_sizes: Sequence[int] = (1, 2), # words in a row
     ):
-        super().__init__(fold, n_letters, n_rows, char_sizes, word_sizes)
-        if len(fold) != vocab_sz: raise ValueError(f'fold has {len(fold)} entries for {vocab_sz} tokens')
+        super().__init__(vocab_sz, fold, n_letters, n_rows, char_sizes, word_sizes)
         k = min(k, n_categories)
         self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, fold=list(fold), k=k, counted=counted,
                            **self.features)

@@ -116,7 +116,7 @@ def ngram_rows(
     pieces, words = rows_of(_char_ngrams(f, char_sizes)), rows_of(words)
     return (pieces, words) if repeats else (_without_repeats(pieces), _without_repeats(words))
 
-# %% ../../nbs/models/50_ngrams.ipynb #159aebbf
+# %% ../../nbs/models/50_ngrams.ipynb #971dce78
 # Others, as Apple's, lack exact remainders of large integers, sparse gradients or sums of embeddings.
 _own_kernels = ('cpu', 'cuda')  # devices
 
@@ -124,6 +124,7 @@ class HashedNgrams(nn.Module):
     "N-grams of titles as rows of a table, each with a weight: what `NgramBag` and `NgramLinear` share"
     autocast = None
     def __init__(self,
+        vocab_sz: int, # tokens in the character vocabulary
         fold: Sequence[int], # for each token id the number of its character, 0 for white space: `fold_characters`
         n_letters: int | None, # the largest number of a letter; None where punctuation has the number 0
         n_rows: int, # rows of the table, a power of 2
@@ -132,6 +133,7 @@ class HashedNgrams(nn.Module):
     ):
         super().__init__()
         if n_rows < 2 or n_rows & (n_rows - 1): raise ValueError(f'n_rows is {n_rows}; it must be a power of 2')
+        if len(fold) != vocab_sz: raise ValueError(f'fold has {len(fold)} entries for {vocab_sz} tokens')
         self.features = dict(n_rows=n_rows, char_sizes=tuple(char_sizes), word_sizes=tuple(word_sizes),
                              n_letters=n_letters)
         self.register_buffer('fold', torch.tensor(fold, dtype=torch.int64), persistent=False)
@@ -180,7 +182,7 @@ class HashedNgrams(nn.Module):
         weights = self.weights[rows] * factors  # row 0, no n-gram, has the weight 0
         return weights / weights.square().sum(1, keepdim=True).sqrt().clamp(min=1e-6)
 
-# %% ../../nbs/models/50_ngrams.ipynb #82400a49
+# %% ../../nbs/models/50_ngrams.ipynb #0ca90cb5
 class NgramBag(HashedNgrams):
     "Sum the table rows of hashed n-grams, and apply one linear layer: token ids in, logits out"
     def __init__(self,
@@ -194,8 +196,7 @@ class NgramBag(HashedNgrams):
         word_sizes: Sequence[int] = (1, 2), # words in a row
         output_p: float = .7, # dropout before the linear layer
     ):
-        super().__init__(fold, n_letters, n_rows, char_sizes, word_sizes)
-        if len(fold) != vocab_sz: raise ValueError(f'fold has {len(fold)} entries for {vocab_sz} tokens')
+        super().__init__(vocab_sz, fold, n_letters, n_rows, char_sizes, word_sizes)
         self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, fold=list(fold), dim=dim, **self.features)
         self.drop = nn.Dropout(output_p)
         self.embedding = nn.Embedding(n_rows, dim, padding_idx=0, sparse=True)
