@@ -207,7 +207,7 @@ def _title_learner(dls: TitleDataLoaders, model: torch.nn.Module, metrics=None, 
     cbs = [StopAtDivergence(), ReturnMemory(), BusyCores(), F1Calibration(), *L(cbs)]
     return kind(dls, model.to(dls.device), metrics=metrics, cbs=cbs, splitter=split_head, **kwargs)
 
-# %% ../nbs/10_learner.ipynb #183764dc
+# %% ../nbs/10_learner.ipynb #8351574f
 def bpv_learner(
     dls: TitleDataLoaders, # titles and categories
     nh: int = 512, # width of a recurrent layer; 128 for a CPU
@@ -217,6 +217,7 @@ def bpv_learner(
     cell: str | Callable = 'lstm', # 'lstm' (the paper's), 'qrnn', or a module class called as nn.LSTM is
     drop_mult: float = 1., # multiplies all dropouts
     backwards: bool | None = None, # read titles from their end; as `dls` does if None
+    max_len: int | None = None, # tokens of a title that the network reads; all that `dls` has if None
     loss_func: Callable | None = None, # cross-entropy if None
     opt_func: Callable = partial(SGD, mom=.95), # optimizer
     lr: float | None = None, # peak rate where a fit names none; if None, .8 for SGD (the paper's) and .008 for others
@@ -229,7 +230,8 @@ def bpv_learner(
 ) -> TitleLearner:
     "Create a `Learner` with the network of the paper (section 4) and its way of training (5.2)"
     if backwards is not None and backwards != dls.train.backwards: dls = dls.with_backwards(backwards)
-    model = TitleClassifier(len(dls.char_vocab), dls.c, nh, n_layers, emb_sz, views, cell, drop_mult=drop_mult)
+    model = TitleClassifier(len(dls.char_vocab), dls.c, nh, n_layers, emb_sz, views, cell, drop_mult=drop_mult,
+                            max_len=max_len)
     if lr is None: lr = .8 if _is_sgd(opt_func) else ADAM_RATE
     return _title_learner(dls, model, metrics, cbs, loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, moms=moms,
                           path=path, model_dir=model_dir)
@@ -417,7 +419,7 @@ def to_fp32(self: TitleLearner) -> TitleLearner: # itself
     _set_autocast(self, None)
     return Learner.to_fp32(self) if hasattr(self, 'mixed_precision') else self
 
-# %% ../nbs/10_learner.ipynb #6ca2316a
+# %% ../nbs/10_learner.ipynb #d7762656
 class _WeighNgrams(Callback):
     "Weigh the n-grams of a new bag by how many training titles have them, and choose its kind of gradients"
     order = -20
@@ -430,7 +432,7 @@ class _WeighNgrams(Callback):
 def ngram_learner(
     dls: TitleDataLoaders, # titles and categories
     n_rows: int | None = None, # rows of the table of hashed n-grams, 2^14 to 2^19; by `ngram_sizes` if None
-    dim: int | None = None, # width of a row, 64 or 128; by `ngram_sizes` if None
+    dim: int | None = None, # width of a row, 64 to 256; by `ngram_sizes` if None
     output_p: float | None = None, # dropout before the linear layer, .7 or .5; by `ngram_sizes` if None
     opt_func: Callable = partial(SGD, mom=0.), # `SGD`, `RowAdam`, or `Adam`, which stands for `RowAdam`
     lr: float | None = None, # peak rate; if None, for SGD 10 at bs 128 and dim 64, in proportion to bs and to dim**-.5
@@ -443,7 +445,7 @@ def ngram_learner(
     if getattr(opt_func, 'func', opt_func) not in (SGD, RowAdam):
         raise ValueError('the gradients of a bag are sparse: its opt_func can be SGD, Adam or RowAdam')
     given = dict(n_rows=n_rows, dim=dim, output_p=output_p)
-    sizes = ngram_sizes(len(dls.train_ds)) | {name: value for name, value in given.items() if value is not None}
+    sizes = ngram_sizes(len(dls.train_ds), dls.c) | {name: value for name, value in given.items() if value is not None}
     # a bag needs no padding, and a batch of titles of one length is less varied
     if len(dls.train_ds): dls = dls.with_train(window=1)
     model = NgramBag(len(dls.char_vocab), dls.c, *fold_characters(dls.char_vocab.chars), **sizes)

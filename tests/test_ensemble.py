@@ -28,7 +28,7 @@ from bpv_fastai.data.titles import CharVocab, encode_titles
 from bpv_fastai.distill import distill
 from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.learner import TitleLearner, bpv_learner, ngram_learner
-from bpv_fastai.models.average import TitleEnsemble, fit_shares
+from bpv_fastai.models.average import TitleEnsemble, fit_shares, members_ahead
 from bpv_fastai.models.inference import gather_titles
 from bpv_fastai.models.network import TitleClassifier
 from bpv_fastai.models.ngrams import NgramBag, fold_characters, ngram_rows
@@ -543,21 +543,49 @@ def test_shares_are_for_log_probabilities(dls):
     assert train(dls, ngrams=True, average='prob').model.shares is None
 
 
+def some_members(n, n_categories, knowledge, seed):
+    "Log-probabilities of members that know more or less, and the category ids"
+    gen = torch.Generator().manual_seed(seed)
+    targs = torch.randint(0, n_categories, (n,), generator=gen)
+    one_hot = torch.nn.functional.one_hot(targs, n_categories)
+    return [(k * one_hot + torch.randn(n, n_categories, generator=gen)).log_softmax(-1) for k in knowledge], targs
+
+
 @given(st.integers(2, 4), st.integers(2, 6), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_shares_against_a_grid(n_members, n_categories, seed):
-    "No weights on a grid have a smaller log-loss than those that the shares are in proportion to"
-    gen = torch.Generator().manual_seed(seed)
-    targs = torch.randint(0, n_categories, (400,), generator=gen)
-    one_hot = torch.nn.functional.one_hot(targs, n_categories)
-    log_probs = [(k * one_hot + torch.randn(400, n_categories, generator=gen)).log_softmax(-1)
-                 for k in range(n_members)]
-    shares = fit_shares(log_probs, targs, pull=0.)
+    "No shares have a smaller loss, at the scale of the equal average with the least log-loss"
+    log_probs, targs = some_members(400, n_categories, range(n_members), seed)
+    shares = fit_shares(log_probs, targs, pull=0., z=np.inf)
     assert abs(sum(shares) - 1) < 1e-6 and min(shares) >= 0
-    def loss(weights): return torch.nn.functional.cross_entropy(sum(w * lp for w, lp in zip(weights, log_probs)), targs).item()
-    best = min(loss([scale * s for s in shares]) for scale in np.linspace(.2, 20, 400))
+    mean = sum(log_probs) / n_members
+    scales = np.linspace(.1, 10, 2_000)
+    scale = scales[np.argmin([torch.nn.functional.cross_entropy(s * mean, targs).item() for s in scales])]
+    def loss(shares):
+        probs = (scale * sum(s * lp for s, lp in zip(shares, log_probs))).softmax(1)
+        return 2 * (1 - probs[torch.arange(len(targs)), targs].sqrt()).mean().item()
     rng = np.random.default_rng(seed)
-    assert best <= min(loss(rng.uniform(0, 2, n_members)) for _ in range(100)) + 1e-3
+    assert loss(shares) <= min(loss(rng.dirichlet(np.ones(n_members))) for _ in range(200)) + 1e-3
+
+
+@given(st.integers(2, 5), st.integers(2, 6), st.integers(0, 99), st.floats(0, 3))
+@settings(max_examples=20, deadline=None)
+def test_members_that_are_left_out(n_members, n_categories, seed, z):
+    "Against a loop over titles: who is left out is worse by z standard errors than the others are without"
+    knowledge = np.random.default_rng(seed).uniform(0, 3, n_members)
+    log_probs, targs = some_members(200, n_categories, knowledge, seed)
+    def right(members):
+        return np.array([int(sum(log_probs[m][i] for m in members).argmax()) == int(targs[i])
+                         for i in range(len(targs))], float)
+    kept = list(range(n_members))
+    while len(kept) > 1:
+        gains = {m: right([o for o in kept if o != m]) - right(kept) for m in kept}
+        worst = max(kept, key=lambda m: gains[m].mean())
+        if gains[worst].mean() <= z * gains[worst].std() / len(targs)**.5: break
+        kept.remove(worst)
+    assert members_ahead(log_probs, targs, z) == kept
+    shares = fit_shares(log_probs, targs, z=z)
+    assert all(share == 0 for m, share in enumerate(shares) if m not in kept)
 
 
 def test_views_of_a_bag_do_not_repeat_themselves():
@@ -637,13 +665,9 @@ def test_shares_are_not_judged_on_the_titles_that_they_were_fitted_to(dls, monke
 
 
 def test_few_titles_pull_shares_together():
-    gen, rows = torch.Generator().manual_seed(0), []
-    def members(n):
-        targs = torch.randint(0, 20, (n,), generator=gen)
-        return [(2. * torch.nn.functional.one_hot(targs, 20) + torch.randn(n, 20, generator=gen)).log_softmax(-1)
-                for _ in range(3)], targs
+    rows = []
     for n in (20, 2_000):
-        log_probs, targs = members(n)
-        rows.append([max(fit_shares(log_probs, targs, pull)) for pull in (0., 3., 1e6)])
+        log_probs, targs = some_members(n, 20, (2., 2., 2.), n)
+        rows.append([max(fit_shares(log_probs, targs, pull, np.inf)) for pull in (0., 20., 1e6)])
     few, many = np.array(rows) - 1 / 3
-    assert few[0] > .1 and few[1] < .7 * few[0] and abs(many[1] - many[0]) < .01 and abs(few[2]) < 1e-3
+    assert few[0] > .05 and few[1] < .7 * few[0] and abs(many[1] - many[0]) < .01 and abs(few[2]) < 1e-3

@@ -55,7 +55,7 @@ class TitleEncoder(nn.Module):
         # in layers narrower than 256 its many small steps cost more than they save
         return bf16 and torch.is_grad_enabled() and self.nh >= 256 and is_plain_lstm(self.rnn)
 
-# %% ../../nbs/models/40_network.ipynb #7cee8096
+# %% ../../nbs/models/40_network.ipynb #af4947fc
 class TitleClassifier(nn.Module):
     "Encoder, pooled views and one linear layer: token ids in, logits out (paper, section 4)"
     autocast = None  # torch.bfloat16 runs the encoder in it, with weights in float32 (see `TitleLearner.to_bf16`)
@@ -71,18 +71,22 @@ class TitleClassifier(nn.Module):
         hidden_p: float = .25, # dropout between recurrent layers
         output_p: float = .35, # dropout before the linear layer
         drop_mult: float = 1., # multiplies all dropouts
+        max_len: int | None = None, # tokens of a title that are read, from where reading begins; all if None
     ):
         super().__init__()
+        if max_len is not None and max_len < 1: raise ValueError(f'max_len is {max_len}; it must be at least 1')
         if drop_mult < 0 or drop_mult * max(emb_p, hidden_p, output_p) >= 1:
             raise ValueError(f'drop_mult {drop_mult} makes a dropout of 1 or more, or below 0')
         views = check_views(views)
         self.encoder = TitleEncoder(vocab_sz, emb_sz, nh, n_layers, emb_p * drop_mult, hidden_p * drop_mult, cell)
         self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, nh=nh, n_layers=n_layers,
-                           emb_sz=self.encoder.emb.embedding_dim, views=views, cell=cell)
+                           emb_sz=self.encoder.emb.embedding_dim, views=views, cell=cell,
+                           max_len=max_len)
         self.head = PoolingLinearClassifier([len(views) * nh, n_categories], [output_p * drop_mult], views=views)
 
     def forward(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
     ) -> Tensor: # (bs, categories) logits
+        x = x[:, :self.config['max_len']]
         with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext(): states = self.encoder(x)
         return self.head(states)[0]

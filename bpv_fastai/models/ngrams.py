@@ -222,10 +222,13 @@ class NgramBag(HashedNgrams):
                                            mode='sum', per_sample_weights=scales.masked_select(is_ngram),
                                            sparse=self.training and self.embedding.sparse)
 
-# %% ../../nbs/models/50_ngrams.ipynb #e90d6f66
+# %% ../../nbs/models/50_ngrams.ipynb #461c3409
 def ngram_sizes(
     n_titles: int, # to train on
+    n_categories: int = 100, # in them
 ) -> dict: # n_rows, dim, output_p
     "Choose the sizes and the dropout of a bag of n-grams for a catalog"
     n_rows = 2**int(np.clip(round(np.log2(1_200 * max(1, n_titles)**.6)), 14, 19))
-    return dict(n_rows=n_rows) | (dict(dim=64, output_p=.7) if n_titles < 100_000 else dict(dim=128, output_p=.5))
+    is_large = n_titles >= 100_000
+    dim = 256 if n_categories >= 1_000 and not is_large else 128 if n_categories >= 500 or is_large else 64
+    return dict(n_rows=n_rows, dim=dim, output_p=.5 if is_large else .7)

@@ -31,7 +31,7 @@ from ..models.linear import NgramLinear
 from ..models.network import TitleClassifier, recurrent_cells
 from ..models.ngrams import NgramBag
 
-# %% ../../nbs/use/10_format.ipynb #37c53632
+# %% ../../nbs/use/10_format.ipynb #942ffd00
 class RecurrentNetwork(Struct, tag_field='kind', tag='bpv'):
     "Sizes and direction of a `TitleClassifier`"
     backwards: bool # whether it reads titles from their end
@@ -42,6 +42,7 @@ class RecurrentNetwork(Struct, tag_field='kind', tag='bpv'):
     emb_sz: Annotated[int, Meta(ge=1, le=2**14)] # width of the embedding
     views: Annotated[list[Literal['last', 'avg', 'max', 'min']], Meta(min_length=1, max_length=16)] # pooled views
     cell: Literal['lstm', 'qrnn'] # recurrent cell
+    max_len: Annotated[int, Meta(ge=1, le=2**20)] | None = None # tokens of a title that it reads; all if None
 
 class NgramNetwork(Struct, tag_field='kind', tag='ngrams'):
     "Sizes and direction of an `NgramBag`"
