@@ -16,7 +16,9 @@ Runs are kept in benchmarks/results/curve, a file for each catalog, size and see
 Seconds are comparable where all run on one core: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/curve.py`."""
 import copy
 import json
+import zlib
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,11 +31,14 @@ from sklearn.svm import LinearSVC
 from splits import Judge, labelled_split
 from timing import timed
 
+import bpv_fastai
 from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.data.titles import CategoryVocab
 from bpv_fastai.ensemble import Ensemble
 
 runs = results/'curve'
+# Runs of another code are kept, too; a table that mixes them says so
+code = zlib.crc32(b''.join(p.read_bytes() for p in sorted(Path(bpv_fastai.__file__).parent.rglob('*.py'))))
 rivals = 'SVM, words', 'SVM, characters', 'SVM, both', 'fastText'
 
 
@@ -60,7 +65,7 @@ def ours(labelled: pd.DataFrame, judge: Judge, seed: int) -> dict:
                     f1=table.loc[('expected F1', 'calibrated'), 'f1'])
     scores = dict(default=judged(final, judge) | dict(
         seconds=seconds, held_out=held_out, shares=dict(zip(names, learn.model.shares or [])), recipe=asdict(recipe),
-        member_seconds=dict(zip(names, learn.reports['seconds'])), final=recipe.final))
+        member_seconds=dict(zip(names, learn.reports['seconds'])), final=recipe.final, code=f'{code:08x}'))
     if recipe.final: scores['default, not trained on all'] = judged(learn, judge)
     for i, name in enumerate(names):
         is_it = np.arange(len(names)) == i
@@ -141,7 +146,7 @@ def summary(values: list) -> dict:
 
 def table() -> dict:
     "Summarize each catalog, size and contender, and the lead over the best of the rivals that were run on a split"
-    values = {}
+    values, codes = {}, set()
     for path in sorted(runs.glob('*_*_*.json')):
         catalog, n, _ = path.stem.split('_')
         scores, row = json.loads(path.read_text()), values.setdefault(catalog, {}).setdefault(int(n), {})
@@ -150,9 +155,11 @@ def table() -> dict:
         best = max((scores[name]['f1'] for name in rivals if name in scores), default=None)
         if best is None or 'default' not in scores: continue
         row.setdefault('lead', []).append(dict(f1=scores['default']['f1'] - best))
+        codes.add(scores['default'].get('code'))
         held_out = scores['default']['held_out']
         row.setdefault('held-out score minus true one', []).append(
             dict(f1=held_out['f1'] - scores['default']['f1'], best=held_out['best'] - scores['default']['best']))
+    if len(codes) > 1: print(f'runs of {len(codes)} states of the code')
     return {catalog: {str(n): {name: summary(v) for name, v in row.items()} for n, row in sorted(sizes.items())}
             for catalog, sizes in values.items()}
 
