@@ -25,9 +25,6 @@ import pandas as pd
 
 from common import fasttext_ids, fasttext_model, fasttext_search, half_interval, results, save, train_default
 from fastcore.script import call_parse
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import make_pipeline, make_union
-from sklearn.svm import LinearSVC
 from splits import Judge, labelled_split
 from timing import timed
 
@@ -35,18 +32,12 @@ import bpv_fastai
 from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.data.titles import CategoryVocab
 from bpv_fastai.ensemble import Ensemble
+from bpv_fastai.use.baseline import choose_C, linear_svm
 
 runs = results/'curve'
 # Runs of another code are kept, too; a table that mixes them says so
 code = zlib.crc32(b''.join(p.read_bytes() for p in sorted(Path(bpv_fastai.__file__).parent.rglob('*.py'))))
 rivals = 'SVM, words', 'SVM, characters', 'SVM, both', 'fastText'
-
-
-def features(kind: str):
-    "Return TF-IDF of words and pairs of words, of characters within words, or both"
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    characters = TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 5), sublinear_tf=True)
-    return dict(words=words, characters=characters, both=make_union(words, characters))[kind]
 
 
 def judged(learn: Ensemble, judge: Judge) -> dict:
@@ -86,18 +77,9 @@ def with_shares(learn: Ensemble, shares: np.ndarray) -> Ensemble:
 
 def svm(kind: str, labelled: pd.DataFrame, judge: Judge) -> dict:
     "Score a linear SVM with C chosen on a fifth of the labelled titles"
-    def fitted(C: float, df):
-        return make_pipeline(features(kind), LinearSVC(C=C, random_state=0)).fit(df['title'], df['category'])
-
-    def choose_C() -> float:
-        part = labelled.sample(min(len(labelled), 20_000), random_state=0)
-        held_out, fit_on = part[:len(part) // 5], part[len(part) // 5:]
-        accuracy = {C: (fitted(C, fit_on).predict(held_out['title']) == held_out['category']).mean()
-                    for C in (.3, 1., 3.)}
-        return max(accuracy, key=accuracy.get)
-
-    C, seconds_choosing = timed(choose_C)
-    model, seconds = timed(fitted, C, labelled)
+    titles, categories, options = labelled['title'], labelled['category'], dict(kind=kind, max_cells=None)
+    C, seconds_choosing = timed(choose_C, titles, categories, **options)
+    model, seconds = timed(linear_svm, titles, categories, C=C, **options)
     f1 = judge(model.predict(judge.test['title']))
     return dict(f1=f1, C=C, seconds=seconds_choosing + seconds, seconds_choosing=seconds_choosing)
 

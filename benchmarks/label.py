@@ -19,7 +19,7 @@ from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.learner import bpv_learner
 from bpv_fastai.train.loaders import TitleDataLoaders
-from bpv_fastai.use.baseline import linear_baseline
+from bpv_fastai.use.baseline import linear_svm
 
 # The kernel's own high-water mark of the process; `getrusage` of a child includes the parent that it was forked from
 command = """
@@ -33,7 +33,7 @@ def train(folder: Path, nh: int, df: pd.DataFrame):
     learn = bpv_learner(TitleDataLoaders.from_df(df, bs=128, verbose=False), nh=nh)
     with learn.quiet(): learn.fit_linear_cycle(4, 1.)
     Categorizer.from_learner(learn).save(folder/'model')
-    return linear_baseline(df['title'], df['category'])[0]
+    return linear_svm(df['title'], df['category'], C=1.)
 
 
 def label(folder: Path) -> tuple[float, float]:

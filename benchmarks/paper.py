@@ -34,7 +34,7 @@ from bpv_fastai.decide.probabilities import as_top_probs
 from bpv_fastai.learner import bpv_learner
 from bpv_fastai.train.callbacks import F1Calibration
 from bpv_fastai.train.loaders import TitleDataLoaders
-from bpv_fastai.use.baseline import linear_baseline
+from bpv_fastai.use.baseline import linear_svm
 
 views = dict(last=('last',), copies=('last',) * 4, concat=('last', 'avg', 'max'), bpv=('last', 'avg', 'max', 'min'))
 directions = ('forward', 'backward')
@@ -208,7 +208,7 @@ def baselines(runs: Runs) -> dict:
     def score(preds, seconds):
         return CategoryCounts(len(runs.vocab)).add(runs.targs, preds).averages() | dict(seconds=seconds)
     for C in (.5, 1.):
-        model, seconds = linear_baseline(runs.train['title'], runs.train['category'], C)
+        model, seconds = timed(linear_svm, runs.train['title'], runs.train['category'], C=C)
         scores[f'linear SVM, C={C}'] = score(runs.vocab.encode(model.predict(titles)), seconds)
     targs = runs.vocab.encode(runs.train['category'])
     options = dict(epoch=25, lr=.5, wordNgrams=2, minn=2, maxn=5, dim=100)

@@ -27,7 +27,7 @@ from bpv_fastai.learner import bpv_learner, ngram_learner
 from bpv_fastai.models.inference import usable_cores
 from bpv_fastai.models.precision import means_bf16
 from bpv_fastai.train.loaders import TitleDataLoaders
-from bpv_fastai.use.baseline import linear_baseline
+from bpv_fastai.use.baseline import linear_svm
 
 networks = {  # arguments of `bpv_learner`
     'pair 512': dict(nh=512), '512': dict(nh=512), '128': dict(nh=128), '128 and n-grams': dict(nh=128),
@@ -86,7 +86,7 @@ def engines(name: str, dls, folder: Path) -> dict:
 
 def others(df, folder: Path) -> dict:
     "Return what a user would pick instead, trained on the same table"
-    linear, _ = linear_baseline(df['title'], df['category'])
+    linear = linear_svm(df['title'], df['category'], C=1.)
     mb = (linear[-1].coef_.nbytes + sum(map(len, linear[0].vocabulary_))) / 1e6
     contenders = {'TF-IDF words, LinearSVC': (linear.predict, mb)}
     if importlib.util.find_spec('fasttext'):

@@ -26,6 +26,6 @@ from .train.callbacks import WeightedF1, WeightedPrecision, WeightedRecall, best
 from .train.loaders import TitleDataLoaders
 from .train.recipe import Member, Recipe
 from .train.resume import Checkpoints
-from .use.baseline import linear_baseline
+from .use.baseline import linear_svm
 
 __all__ = [name for name in globals() if not name.startswith('_') and name not in ('warnings',)]
