@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-demo, onnx = cfg['demo_requirements'].split(), cfg['onnx_requirements'].split()
+demo, onnx, compare = (cfg[f'{name}_requirements'].split() for name in ('demo', 'onnx', 'compare'))
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -16,7 +16,8 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']), include_package_data=True,
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(),
-    extras_require={'demo': demo, 'onnx': onnx, 'dev': cfg['dev_requirements'].split() + demo + onnx},
+    extras_require={'demo': demo, 'onnx': onnx, 'compare': compare,
+                    'dev': cfg['dev_requirements'].split() + demo + onnx + compare},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

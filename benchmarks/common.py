@@ -16,15 +16,14 @@ import torch
 from fastai.callback.core import Callback, CancelValidException
 from scipy.stats import t as student_t
 
-from bpv_fastai.cli.plan import TrainOptions, choose_recipe
-from bpv_fastai.data.catalog import split_catalog
+from bpv_fastai.cli.compare import train_labelled
+from bpv_fastai.cli.plan import TrainOptions
 from bpv_fastai.decide.metrics import CategoryCounts
-from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.learner import TitleLearner
 from bpv_fastai.models.inference import usable_cores
 from bpv_fastai.models.precision import means_bf16
 from bpv_fastai.train.callbacks import F1Calibration
-from bpv_fastai.train.loaders import TitleDataLoaders, TitleDL
+from bpv_fastai.train.loaders import TitleDL
 
 results = Path(__file__).parent/'results'
 
@@ -96,12 +95,7 @@ def train_default(labelled: pd.DataFrame, seed: int, minutes: float | None = Non
     """Train what `bpv_train` trains on labelled titles, on the threads of PyTorch. Returns the judged ensemble, whose
     `final` is the one to keep, the recipe, and the seconds"""
     start = time.perf_counter()
-    options = TrainOptions(minutes=minutes, seed=seed)
-    train, valid = split_catalog(labelled, options.valid_pct(len(labelled)), seed)
-    dls = TitleDataLoaders.from_split(train, valid, bs=128, val_bs=256, seed=seed)
-    bf16 = means_bf16('auto', dls.device)
-    recipe = choose_recipe(dls, options, bf16)
-    ensemble = Ensemble.train(dls, recipe, seed, bf16=bf16, progress=False)
+    ensemble, recipe = train_labelled(labelled, TrainOptions(minutes=minutes, seed=seed))
     return ensemble, recipe, time.perf_counter() - start
 
 
