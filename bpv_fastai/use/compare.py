@@ -330,7 +330,7 @@ def compare_models(
         for path in sorted(Path(folder).glob('*.json')): _read_kept(path, checksum)  # before anything is trained
         return Comparison([result_of(c) for c in contenders], targs, len(vocab), len(train))
 
-# %% ../../nbs/use/45_compare.ipynb #10de40d2
+# %% ../../nbs/use/45_compare.ipynb #f9d63944
 _directions = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
 
 def label_points(
@@ -355,7 +355,7 @@ def label_points(
 
     for (x, y), point, text, color in zip(pixels, points, texts, colors):
         measured = ax.text(0, 0, text, size=size)
-        half = np.array(measured.get_window_extent(renderer).size) / 2 + 1
+        half = np.array(measured.get_window_extent(renderer).size) / 2 + 3
         measured.remove()
         places = [(np.array([x, y]) + direction * (half + distance * renderer.points_to_pixels(1)), distance)
                   for distance in (8, 16, 26, 38, 52, 68) for direction in np.array(_directions)]
