@@ -27,5 +27,6 @@ from .train.loaders import TitleDataLoaders
 from .train.recipe import Member, Recipe
 from .train.resume import Checkpoints
 from .use.baseline import linear_svm
+from .use.compare import compare_models, other_contenders
 
 __all__ = [name for name in globals() if not name.startswith('_') and name not in ('warnings',)]
