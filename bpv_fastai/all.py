@@ -20,7 +20,7 @@ from .decide.taxonomy import path_scores
 from .distill import distill
 from .ensemble import Ensemble, snapshots
 from .interpret import TitleInterpretation
-from .learner import bpv_learner, linear_learner, ngram_learner
+from .learner import bpv_learner, linear_learner, ngram_learner, words_learner
 from .models.pooling import PoolingLinearClassifier
 from .train.callbacks import WeightedF1, WeightedPrecision, WeightedRecall, best_preds
 from .train.loaders import TitleDataLoaders

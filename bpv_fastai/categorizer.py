@@ -23,7 +23,7 @@ from .use.format import SavedModel, copy_network, describe_model, load_model, sa
 from .use.onnx import load_onnx, write_onnx
 from .use.predict import MOST_ADAPTED, TitleLabeller, adapt_to, label_titles, map_file, sample_file
 
-# %% ../nbs/50_categorizer.ipynb #9b0a66c6
+# %% ../nbs/50_categorizer.ipynb #70a85508
 class Categorizer(SavedModel):
     "Trained networks with vocabularies and decisions; labels titles with PyTorch, without fastai"
     chunk_size = 50_000 # titles whose text and answers are in memory at once
@@ -62,8 +62,8 @@ class Categorizer(SavedModel):
         return self._prepared[choice]
 
     def __repr__(self):
-        names = [f'{m.config["nh"]} wide' if 'nh' in m.config else 'n-grams' if 'dim' in m.config else 'linear'
-                 for m in self.ensemble.members]
+        names = [f'{m.config["nh"]} wide' if 'emb_sz' in m.config else 'words' if 'nh' in m.config else
+                 'n-grams' if 'dim' in m.config else 'linear' for m in self.ensemble.members]
         networks = f'{len(names)} network{"s" * (len(names) > 1)} ({", ".join(names)})'
         return f'Categorizer: {networks}, {len(self.vocab):,} categories, {len(self.char_vocab)} characters'
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['members_of', 'Ensemble', 'member_learner', 'snapshots']
 
-# %% ../nbs/30_ensemble.ipynb #a45dc445
+# %% ../nbs/30_ensemble.ipynb #24d754cc
 import copy, warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,16 +21,17 @@ from fastcore.basics import patch
 from matplotlib.axes import Axes
 
 from .data.errors import Remedy, TitleWarning
-from .learner import TitleLearner, bpv_learner, linear_learner, ngram_learner
+from .learner import TitleLearner, bpv_learner, linear_learner, ngram_learner, words_learner
 from .models.average import TitleEnsemble, check_average, weights_checksum
 from .models.linear import NgramLinear
 from .models.ngrams import NgramBag
+from .models.words import WordClassifier
 from .train.callbacks import F1Calibration, WeightedF1, WeightedPrecision, WeightedRecall
 from .train.loaders import TitleDataLoaders
 from .train.members import MemberSpec, load_member, members_at_once, members_folder, train_members
 from .train.recipe import Member, Recipe, hold_out
 
-# %% ../nbs/30_ensemble.ipynb #42cbd9c5
+# %% ../nbs/30_ensemble.ipynb #21e7d0df
 def members_of(
     learn: Learner, # over one network or over a `TitleEnsemble`
 ) -> list: # (network, whether it reads titles from their end) for each
@@ -48,7 +49,7 @@ def _check_vocabularies(learns: Sequence[Learner]):
                 'train it on loaders with vocab=dls.vocab, char_vocab=dls.char_vocab')
 
 def _name(net: torch.nn.Module, backwards: bool) -> str:
-    kind = {NgramBag: 'ngrams', NgramLinear: 'linear'}.get(type(net), 'bpv')
+    kind = {NgramBag: 'ngrams', NgramLinear: 'linear', WordClassifier: 'words'}.get(type(net), 'bpv')
     return Member(kind, backwards=backwards).name
 
 def _curves(learn: Learner) -> list:
@@ -101,7 +102,7 @@ class Ensemble(TitleLearner):
 
     fit_linear_cycle = fit_one_cycle = fit_flat_cos = lr_find = fit
 
-# %% ../nbs/30_ensemble.ipynb #1eda16d7
+# %% ../nbs/30_ensemble.ipynb #3ee51e6a
 def member_learner(
     dls: TitleDataLoaders, # titles and categories
     spec: MemberSpec, # what the member is
@@ -111,11 +112,12 @@ def member_learner(
     member, dls = spec.member, dls.with_all_titles() if spec.on_all else dls
     dls, kwargs = dls.with_backwards(member.backwards).with_train(seed=spec.seed), dict(member.kwargs)
     if member.optimizer == 'adam': kwargs['opt_func'] = Adam
-    learn = dict(bpv=bpv_learner, ngrams=ngram_learner, linear=linear_learner)[member.kind](dls, **kwargs)
+    makers = dict(bpv=bpv_learner, ngrams=ngram_learner, linear=linear_learner, words=words_learner)
+    learn = makers[member.kind](dls, **kwargs)
     if spec.bf16: learn.to_bf16()
     return learn.remove_cb(learn.f1_calibration)
 
-# %% ../nbs/30_ensemble.ipynb #756082c4
+# %% ../nbs/30_ensemble.ipynb #ae2fd74c
 def _warn_of_divergence(specs: Sequence[MemberSpec], trained: Sequence[tuple]):
     "Warn of members that were trained at a lower rate than their spec's"
     for i, (spec, (learn, report)) in enumerate(zip(specs, trained)):
@@ -152,8 +154,8 @@ def train(cls: Ensemble,
     if recipe.final and not len(dls.valid_ds):
         dls = dls.with_held_out(hold_out(len(dls.train_ds)) / len(dls.train_ds))
     twice = recipe.final and len(dls.valid_ds) > 0
-    specs = [MemberSpec.for_loaders(dls, member, seed=seed + i, bf16=bf16 and member.kind == 'bpv', minutes=minutes,
-                                    on_all=on_all)
+    specs = [MemberSpec.for_loaders(dls, member, seed=seed + i, bf16=bf16 and member.kind in ('bpv', 'words'),
+                                    minutes=minutes, on_all=on_all)
              for on_all in ((False, True) if twice else (False,)) for i, member in enumerate(recipe.members)]
     with members_folder(dls.path, specs, resume, keep) as folder:
         train_members(dls, specs, member_learner, folder, n_jobs or members_at_once(dls.device, len(specs)), progress)

@@ -26,12 +26,12 @@ from torch import nn
 
 from bpv_fastai.data.errors import CatalogError, ResumeError
 from bpv_fastai.data.samples import synthetic_catalog
-from bpv_fastai.learner import bpv_learner, ngram_learner
+from bpv_fastai.learner import bpv_learner, ngram_learner, words_learner
 from bpv_fastai.models.pooling import PoolingLinearClassifier
 from bpv_fastai.train.loaders import TitleDataLoaders
 from bpv_fastai.train.resume import Checkpoints
 
-kinds = ['lstm', 'qrnn', 'bag']
+kinds = ['lstm', 'qrnn', 'bag', 'words']
 df = synthetic_catalog(400, 4)
 
 
@@ -46,6 +46,7 @@ def learner(kind, seed=0, **kwargs):
     set_seed(seed)
     dls = TitleDataLoaders.from_df(df, bs=32, verbose=False)
     if kind == 'bag': return ngram_learner(dls, n_rows=2**12, dim=8, **kwargs)
+    if kind == 'words': return words_learner(dls, n_rows=2**12, dim=8, nh=8, loss_func=dls.train_ds.loss_func, **kwargs)
     return bpv_learner(dls, nh=8, cell=kind, **kwargs)
 
 
@@ -128,7 +129,7 @@ def test_two_groups_end_with_the_weights_of_one(kind):
     for one_group in (False, True):
         learn = learner(kind)
         if one_group: learn.splitter = trainable_params
-        quietly(learn, 'fit_one_cycle', 2, .5)
+        quietly(learn, 'fit_one_cycle', 2, learn.lr if kind == 'words' else .5)
         assert len(learn.opt.hypers) == 1 if one_group else 2
         ends.append(list(learn.model.state_dict().values()))
     assert equal(*ends)
@@ -303,7 +304,7 @@ def tracker(learn):
 def bn_freeze(learn):
     if learn.kind == 'bag': learn.model.drop = nn.Sequential(bn := nn.BatchNorm1d(8), nn.Dropout(.5))
     else:
-        learn.model.head = PoolingLinearClassifier([4 * 8, learn.dls.c], [.3], bn=True)
+        learn.model.head = PoolingLinearClassifier([learn.model.head.layers[-1].in_features, learn.dls.c], [.3], bn=True)
         bn = learn.model.head.layers[0]
     learn.train_bn = False
     for p in bn.parameters(): p.requires_grad_(False)

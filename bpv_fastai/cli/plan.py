@@ -126,7 +126,7 @@ def resumed_recipe(
         remove_folder(path.parent)
         with suppress(OSError): (out/'models').rmdir()  # stays where it holds anything else
 
-# %% ../../nbs/cli/36_plan.ipynb #38a3af55
+# %% ../../nbs/cli/36_plan.ipynb #68689ab1
 def describe_member(
     member: Member, # of a recipe
     bf16: bool, # whether recurrent networks train in bfloat16
@@ -136,6 +136,7 @@ def describe_member(
     epochs = quantity(member.epochs, 'epoch')
     if member.kind == 'ngrams': return f'{member.name} for {epochs}'
     precision, sizes = 'bf16' if bf16 else 'fp32', member.kwargs
+    if member.kind == 'words': return f'{member.name} for {epochs} in {precision}'
     return f"{member.name} {sizes['cell'].upper()} {sizes['nh']} wide for {epochs} in {precision}"
 
 def describe_training(

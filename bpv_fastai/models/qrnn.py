@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['forget_mult', 'QRNN']
 
-# %% ../../nbs/models/10_qrnn.ipynb #105ef2d3
+# %% ../../nbs/models/10_qrnn.ipynb #4105976c
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -66,3 +67,22 @@ class QRNN(nn.Module):
             z, f, o = layer(torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:-1], x], 2)).chunk(3, 2)
             x = forget_mult(z.tanh(), f.sigmoid()) * o.sigmoid()
         return x.transpose(0, 1), None
+
+# %% ../../nbs/models/10_qrnn.ipynb #68e490c3
+@patch
+def packed(self: QRNN,
+    x: Tensor, # (n, width) steps of all sequences, one sequence after the other
+    at: Tensor, # (n,) int64 where the state of each step goes: step t of sequence i to t*bs + i
+    longest: int, # steps of the longest sequence
+    bs: int, # sequences
+) -> Tensor: # (bs, longest, hidden_size) states of the last layer, 0 behind each sequence
+    "Compute the states of sequences of different lengths"
+    is_first = (at < bs)[:, None]
+    def side_by_side(steps): return steps.new_zeros(longest * bs, steps.shape[1]).index_copy(0, at, steps)
+    for i, layer in enumerate(self.layers):
+        if i: x = self.drop(x.index_select(0, at))
+        before = F.pad(x, (0, 0, 1, 0))[:-1].masked_fill(is_first, 0)
+        z, f, o = layer(torch.cat([before, x], 1)).chunk(3, 1)
+        z, f, o = (side_by_side(gate) for gate in (z.tanh(), f.sigmoid(), o.sigmoid()))
+        x = forget_mult(*(gate.view(longest, bs, -1) for gate in (z, f))).flatten(0, 1) * o
+    return x.view(longest, bs, -1).transpose(0, 1)

@@ -9,20 +9,33 @@ __all__ = ['RowAdam']
 import torch
 from fastai.optimizer import Optimizer
 
-# %% ../../nbs/train/15_optimizer.ipynb #09835e0c
+# %% ../../nbs/train/15_optimizer.ipynb #2e308396
 def _adam_rows(p, lr, mom, sqr_mom, eps, step=0, grad_avg=None, sqr_avg=None, **kwargs) -> dict:
     "Update a parameter by Adam; with a sparse gradient, only the rows that it has"
     if grad_avg is None: grad_avg, sqr_avg = torch.zeros_like(p.data), torch.zeros_like(p.data)
-    rows, grad = ..., p.grad.data
+    grad, rows = p.grad.data, None
     if grad.is_sparse:
         grad = grad.coalesce()
         rows, grad = grad.indices()[0], grad.values()
     step += 1
-    grad_avg[rows] = grad_avg[rows].lerp(grad, 1 - mom)
-    sqr_avg[rows] = sqr_avg[rows].lerp(grad.square(), 1 - sqr_mom)
-    denominator = (sqr_avg[rows] / (1 - sqr_mom**step)).sqrt() + eps
-    p.data[rows] -= lr / (1 - mom**step) * grad_avg[rows] / denominator
+    avg, sqr = [a if rows is None else a.index_select(0, rows) for a in (grad_avg, sqr_avg)]
+    avg.lerp_(grad, 1 - mom)
+    sqr.lerp_(grad.square(), 1 - sqr_mom)
+    denominator = (sqr / (1 - sqr_mom**step)).sqrt_().add_(eps)
+    change = (lr / (1 - mom**step) * avg).div_(denominator)
+    if rows is None: p.data -= change
+    else:
+        grad_avg.index_copy_(0, rows, avg)
+        sqr_avg.index_copy_(0, rows, sqr)
+        p.data.index_add_(0, rows, change, alpha=-1)
     return dict(step=step, grad_avg=grad_avg, sqr_avg=sqr_avg)
+
+class _RowOptimizer(Optimizer):
+    def zero_grad(self):
+        "Remove sparse gradients, to which the next would be added at a cost, and set the others to zero"
+        for p, *_ in self.all_params(with_grad=True):
+            if p.grad.is_sparse: p.grad = None
+        super().zero_grad()
 
 def RowAdam(
     params, # parameters, as fastai passes them
@@ -33,4 +46,4 @@ def RowAdam(
     **kwargs # ignored: `wd`, as a decay of all rows would make the gradient dense
 ) -> Optimizer:
     "Create Adam for dense and sparse gradients (fastai's `Adam`, and `torch.optim.SparseAdam` for rows)"
-    return Optimizer(params, [_adam_rows], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps)
+    return _RowOptimizer(params, [_adam_rows], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['AnyNetwork', 'format_version', 'categorizer_format', 'RecurrentNetwork', 'NgramNetwork', 'LinearNetwork',
-           'describe_network', 'build_network', 'FileNote', 'ModelDescription', 'library_versions', 'SavedModel',
-           'describe_model', 'description_checksum', 'note_file', 'read_description', 'write_description', 'as_model',
-           'new_description', 'load_described', 'save_model', 'check_file', 'load_model', 'copy_network']
+           'WordNetwork', 'describe_network', 'build_network', 'FileNote', 'ModelDescription', 'library_versions',
+           'SavedModel', 'describe_model', 'description_checksum', 'note_file', 'read_description', 'write_description',
+           'as_model', 'new_description', 'load_described', 'save_model', 'check_file', 'load_model', 'copy_network']
 
-# %% ../../nbs/use/10_format.ipynb #1e347636
+# %% ../../nbs/use/10_format.ipynb #68754e3d
 import hashlib, json, platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,8 +30,9 @@ from ..models.average import TitleEnsemble, check_shares
 from ..models.linear import NgramLinear
 from ..models.network import TitleClassifier, recurrent_cells
 from ..models.ngrams import NgramBag
+from ..models.words import WordClassifier
 
-# %% ../../nbs/use/10_format.ipynb #942ffd00
+# %% ../../nbs/use/10_format.ipynb #cc8aa506
 class RecurrentNetwork(Struct, tag_field='kind', tag='bpv'):
     "Sizes and direction of a `TitleClassifier`"
     backwards: bool # whether it reads titles from their end
@@ -69,37 +70,52 @@ class LinearNetwork(Struct, tag_field='kind', tag='linear'):
     char_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=16)]], Meta(max_length=16)] # lengths of pieces
     word_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=8)]], Meta(max_length=16)] # words in a row
 
-# %% ../../nbs/use/10_format.ipynb #6d09319a
-_kinds = {RecurrentNetwork: TitleClassifier, NgramNetwork: NgramBag, LinearNetwork: NgramLinear}
-AnyNetwork = RecurrentNetwork | NgramNetwork | LinearNetwork
+class WordNetwork(Struct, tag_field='kind', tag='words'):
+    "Sizes and direction of a `WordClassifier`"
+    backwards: bool # whether it reads titles from their end
+    vocab_sz: int # tokens in the character vocabulary
+    n_categories: int # categories
+    fold: list[Annotated[int, Meta(ge=0, le=2**17)]] # for each token id the number of its character
+    n_letters: Annotated[int, Meta(ge=0, le=2**17)] # the largest number of a letter
+    n_rows: Annotated[int, Meta(ge=2, le=2**24)] # rows of the table
+    dim: Annotated[int, Meta(ge=1, le=2**12)] # width of a row
+    nh: Annotated[int, Meta(ge=1, le=2**14)] # width of a recurrent layer
+    n_layers: Annotated[int, Meta(ge=1, le=32)] # recurrent layers in each direction
+    views: Annotated[list[Literal['last', 'avg', 'max', 'min']], Meta(min_length=1, max_length=16)] # pooled views
+    char_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=16)]], Meta(max_length=16)] # lengths of pieces
+
+# %% ../../nbs/use/10_format.ipynb #8b22301d
+_kinds = {RecurrentNetwork: TitleClassifier, NgramNetwork: NgramBag, LinearNetwork: NgramLinear,
+          WordNetwork: WordClassifier}
+AnyNetwork = RecurrentNetwork | NgramNetwork | LinearNetwork | WordNetwork
 
 def describe_network(
-    net: torch.nn.Module, # a `TitleClassifier`, an `NgramBag` or an `NgramLinear`
+    net: torch.nn.Module, # a `TitleClassifier`, a `WordClassifier`, an `NgramBag` or an `NgramLinear`
     backwards: bool = False, # whether it reads titles from their end
 ) -> AnyNetwork:
     "Describe a network. Raise `CategorizerError` for one that cannot be built again from its sizes"
     described = next((kind for kind, module in _kinds.items() if isinstance(net, module)), None)
     if described is None:
         raise CategorizerError(f'the model is a {type(net).__name__}; only a TitleClassifier, as bpv_learner makes it, '
-                               'an NgramBag or an NgramLinear can be saved')
+                               'a WordClassifier, an NgramBag or an NgramLinear can be saved')
     if net.config.get('cell', 'lstm') not in recurrent_cells:
         raise CategorizerError(f'a network with a custom cell cannot be saved; {", ".join(recurrent_cells)} can')
     return described(backwards, **net.config)
 
 def build_network(
     described: AnyNetwork, # sizes of a network
-) -> TitleClassifier | NgramBag | NgramLinear: # with random weights
+) -> TitleClassifier | NgramBag | NgramLinear | WordClassifier: # with random weights
     "Build a network from its sizes. Raise `ValueError` for sizes that do not go together"
     sizes = {name: size for name, size in structs.asdict(described).items() if name != 'backwards'}
     return _kinds[type(described)](**sizes)
 
-# %% ../../nbs/use/10_format.ipynb #0e677d7e
+# %% ../../nbs/use/10_format.ipynb #42d78733
 class FileNote(Struct):
     "Size and checksum of a file beside the description"
     bytes: int # size
     sha256: str # checksum, in hexadecimal digits
 
-format_version = 2 # of what this library writes; it reads files up to it
+format_version = 3 # of what this library writes; it reads files up to it
 
 class ModelDescription(Struct, kw_only=True):
     "Contents of `categorizer.json`, and of `onnx.json`"
@@ -356,10 +372,10 @@ def load_model(
     "Load what `save_model` wrote. Raise `CategorizerError` for a folder that is damaged, foreign, or of a newer format"
     return load_described(Path(path)/_description, _load)
 
-# %% ../../nbs/use/10_format.ipynb #7c1000c9
+# %% ../../nbs/use/10_format.ipynb #25ea4714
 def copy_network(
-    net: TitleClassifier | NgramBag | NgramLinear, # a network, on any device and in any precision
-) -> TitleClassifier | NgramBag | NgramLinear: # the same on the CPU, in the precision of a new network
+    net: TitleClassifier | NgramBag | NgramLinear | WordClassifier, # a network, on any device and in any precision
+) -> TitleClassifier | NgramBag | NgramLinear | WordClassifier: # the same on the CPU, in the precision of a new network
     "Copy a network. Raise `CategorizerError` for one that cannot be saved"
     copied = build_network(describe_network(net))
     copied.load_state_dict({name: tensor.float().cpu() for name, tensor in net.state_dict().items()})
