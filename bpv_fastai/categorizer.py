@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Categorizer', 'OnnxCategorizer']
 
-# %% ../nbs/50_categorizer.ipynb #7f0a1394
+# %% ../nbs/50_categorizer.ipynb #0b4929bd
 import copy, uuid, warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from msgspec import to_builtins
 
 from .data.catalog import select_columns
 from .data.errors import CategorizerError, Remedy, TitleWarning, quantity
+from .data.fields import join_fields
 from .data.tables import as_text
 from .models.average import TitleEnsemble
 from .models.precision import means_bf16, with_encoders_in
@@ -23,7 +24,7 @@ from .use.format import SavedModel, copy_network, describe_model, load_model, sa
 from .use.onnx import load_onnx, write_onnx
 from .use.predict import MOST_ADAPTED, TitleLabeller, adapt_to, label_titles, map_file, sample_file
 
-# %% ../nbs/50_categorizer.ipynb #70a85508
+# %% ../nbs/50_categorizer.ipynb #168937d8
 class Categorizer(SavedModel):
     "Trained networks with vocabularies and decisions; labels titles with PyTorch, without fastai"
     chunk_size = 50_000 # titles whose text and answers are in memory at once
@@ -46,7 +47,8 @@ class Categorizer(SavedModel):
                                  model.shares and [model.shares[i] for i in model.used])
         decider = learn.decider
         return cls(ensemble, dls.char_vocab, dls.vocab, decider, dls.train_ds.titles.max_len,
-                   _training_report(dls, decider.table, decider.n_titles) | (report or {}))
+                   _training_report(dls, decider.table, decider.n_titles) | (report or {}),
+                   fields=dls.train_ds.titles.fields)
 
     def network_on(self,
         device: str | torch.device | None = None, # a GPU if there is one, if None
@@ -65,7 +67,9 @@ class Categorizer(SavedModel):
         names = [f'{m.config["nh"]} wide' if 'emb_sz' in m.config else 'words' if 'nh' in m.config else
                  'n-grams' if 'dim' in m.config else 'linear' for m in self.ensemble.members]
         networks = f'{len(names)} network{"s" * (len(names) > 1)} ({", ".join(names)})'
-        return f'Categorizer: {networks}, {len(self.vocab):,} categories, {len(self.char_vocab)} characters'
+        fields = ''.join(f', {field.name}' for field in self.fields)
+        reads = f', reads title{fields}' if fields else ''
+        return f'Categorizer: {networks}, {len(self.vocab):,} categories, {len(self.char_vocab)} characters{reads}'
 
 def _training_report(dls, table: pd.DataFrame | None, n_judged: int) -> dict:
     "Count titles and categories, and collect what the decisions reach on validation titles"
@@ -75,14 +79,14 @@ def _training_report(dls, table: pd.DataFrame | None, n_judged: int) -> dict:
     return dict(train_titles=len(dls.train_ds), valid_titles=n_judged or len(dls.valid_ds),
                 categories=len(dls.vocab), scores=scores) | judged
 
-# %% ../nbs/50_categorizer.ipynb #ed905e1b
+# %% ../nbs/50_categorizer.ipynb #467305c9
 def _labeller(
     model: SavedModel, top_k: int, decide: str | None, min_confidence: float | None, bs: int, device, precision: str,
 ) -> TitleLabeller:
     "Combine the parts of a model with options"
     net, device = model.network_on(device, precision)
     return TitleLabeller(net, model.char_vocab, model.vocab, model.decider, model.max_len, top_k, decide,
-                         min_confidence, bs, device)
+                         min_confidence, bs, device, model.fields)
 
 def _warn_cut(label: TitleLabeller):
     "Warn of titles that were cut"
@@ -93,7 +97,7 @@ def _warn_cut(label: TitleLabeller):
 
 @patch
 def predict(self: Categorizer,
-    titles: Iterable, # list, array, generator or Series of titles, or a DataFrame
+    titles: Iterable, # list, array, generator or Series of titles, or a DataFrame (with the columns of `fields`)
     top_k: int = 1, # number of most probable categories to add with their probabilities, if above 1
     decide: str | None = None, # 'f1' (expected F1) or 'best' (most probable); 'f1' where the model has it, if None
     min_confidence: float | None = None, # accept from this confidence on; the model's threshold (98% right) if None
@@ -106,7 +110,9 @@ def predict(self: Categorizer,
 ) -> pd.DataFrame: # title, category, confidence, accepted, the top k, and reason (why there is no category)
     "Label titles, a row for each in the order given. A Series keeps its index"
     label = _labeller(self, top_k, decide, min_confidence, bs, device, precision)
-    if isinstance(titles, pd.DataFrame): titles = select_columns(titles, [title_col])[title_col]
+    if isinstance(titles, pd.DataFrame):
+        selected = select_columns(titles, [title_col], [field.name for field in self.fields])
+        titles = join_fields(selected, self.fields, title_col)
     if hasattr(titles, '__len__') and not isinstance(titles, (str, bytes)):
         series = titles if isinstance(titles, pd.Series) else pd.Series(list(titles), dtype=object)
         sample = series[::-(-len(series) // MOST_ADAPTED) or 1]
@@ -116,7 +122,7 @@ def predict(self: Categorizer,
     _warn_cut(label)
     return labelled
 
-# %% ../nbs/50_categorizer.ipynb #4b152fa1
+# %% ../nbs/50_categorizer.ipynb #ff6c929b
 @patch
 def predict_file(self: Categorizer,
     src: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
@@ -138,10 +144,12 @@ def predict_file(self: Categorizer,
     can_adapt = label.rule == 'f1' and adapt is not False and bool(adapt or label.decider.n_titles)
     if str(src) == '-' and adapt: raise ValueError('a rule cannot be fitted on the standard input, which is read once')
     def prepare():
-        if can_adapt and str(src) != '-': adapt_to(label, *sample_file(src, title_col, progress=progress), adapt)
+        if can_adapt and str(src) != '-': adapt_to(
+            label, *sample_file(src, title_col, progress=progress, fields=self.fields), adapt)
     identity = dict(model=self.checksum or self._unsaved_id, top_k=top_k, decide=label.rule,
                     min_confidence=min_confidence, bs=bs, engine=str(label.device), precision=precision, adapt=adapt)
-    n_rows = map_file(src, dst, label, title_col, columns, self.chunk_size, identity, progress, spreadsheet, prepare)
+    n_rows = map_file(src, dst, label, title_col, columns, self.chunk_size, identity, progress, spreadsheet, prepare,
+                      self.fields)
     _warn_cut(label)
     if label.n_unlabelled:
         warnings.warn(f"{quantity(label.n_unlabelled, 'row')} read now got no category, mostly for want of a title; "

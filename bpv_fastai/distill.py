@@ -45,17 +45,17 @@ class DistillationLoss(CrossEntropyLossFlat):
         to_label = F.cross_entropy(logits, targ.clamp(min=0), reduction='none')
         return torch.where(targ < 0, to_teacher, self.weight * to_teacher + (1 - self.weight) * to_label).mean()
 
-# %% ../nbs/40_distill.ipynb #ff2709d6
+# %% ../nbs/40_distill.ipynb #e57f85ac
 def _soft_dataset(teacher: TitleLearner, unlabelled: Sequence[str] | None, k: int) -> TitleDataset:
     "Join training titles and titles without label (target -1), with the teacher's `k` largest probabilities of each"
     train = teacher.dls.train_ds
     titles, targets = train.titles, train.targets
     if unlabelled is not None and len(unlabelled):
-        new = encode_titles(list(unlabelled), train.char_vocab, titles.max_len)
+        new = encode_titles(list(unlabelled), train.char_vocab, titles.max_len, fields=titles.fields)
         titles = Titles(
             np.concatenate([titles.buffer, new.buffer]),
             np.concatenate([titles.offsets, titles.offsets[-1] + new.offsets[1:]]),
-            train.char_vocab, titles.n_cut + new.n_cut, titles.max_len)
+            train.char_vocab, titles.n_cut + new.n_cut, titles.max_len, titles.fields)
         targets = np.concatenate([targets, np.full(len(new), -1)])
     dl = teacher.dls.valid.new(TitleDataset(titles, train.vocab), shuffle=False, drop_last=False)
     top = top_probs(teacher.model, dl, k)[np.argsort(dl.get_idxs())]

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TitleInterpretation']
 
-# %% ../nbs/20_interpret.ipynb #f3ef6353
+# %% ../nbs/20_interpret.ipynb #af58e35d
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastai.basics import Learner, patch
 
+from .data.fields import shown_fields
 from .data.titles import decode_tokens
 from .decide.metrics import category_report, confused_pairs
 from .train.callbacks import best_preds
@@ -82,7 +83,7 @@ def most_confused(self: TitleInterpretation,
     pairs = confused_pairs(self.targs, self.preds, min_val)
     return [(self.vocab[actual], self.vocab[pred], n) for actual, pred, n in pairs.itertuples(index=False)]
 
-# %% ../nbs/20_interpret.ipynb #8b65cc92
+# %% ../nbs/20_interpret.ipynb #99dc2b66
 @patch
 def top_losses(self: TitleInterpretation,
     k: int | None = None, # how many; all if None
@@ -100,7 +101,8 @@ def plot_top_losses(self: TitleInterpretation,
 ):
     "Show a table of the titles with the largest loss"
     losses, positions = self.top_losses(k, largest)
-    titles = [decode_tokens(self.dl.char_vocab, self.dl.titles[int(i)][None])[0] for i in positions]
+    texts = [decode_tokens(self.dl.char_vocab, self.dl.titles[int(i)][None])[0] for i in positions]
+    titles = list(map(shown_fields, texts)) if self.dl.titles.fields else texts
     category, predicted = (self.vocab.decode(ids[positions]) for ids in (self.targs, self.preds))
     columns = dict(title=titles, category=category, predicted=predicted, probability=self.probs[positions], loss=losses)
     df = pd.DataFrame(columns, positions).astype(dict(probability=float, loss=float))

@@ -6,7 +6,7 @@
 __all__ = ['ADAM_RATE', 'TitleLearner', 'split_head', 'bpv_learner', 'ngram_learner', 'words_learner', 'LinearLearner',
            'linear_learner']
 
-# %% ../nbs/10_learner.ipynb #842f9b6f
+# %% ../nbs/10_learner.ipynb #31c64d44
 import json, re, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from fastcore.xtras import join_path_file
 from tqdm.auto import tqdm
 
 from .data.errors import CategorizerError
+from .data.fields import SEPARATOR, title_alone
 from .data.files import whole_file
 from .decide.decider import Decider, label_table
 from .models.average import weights_checksum
@@ -314,7 +315,7 @@ def show_results(self: TitleLearner,
     with self.no_bar(): probs, _, preds = self.get_preds(dl=[b], with_decoded=True)
     return dl.show_results(b, preds, max_n=max_n, probs=probs, **kwargs)
 
-# %% ../nbs/10_learner.ipynb #800d473d
+# %% ../nbs/10_learner.ipynb #cf624459
 @patch
 def decide(self: TitleLearner,
     titles, # list, array or Series of titles, or a DataFrame
@@ -323,10 +324,12 @@ def decide(self: TitleLearner,
     title_col: str = 'title', # column of titles, if a DataFrame is given
 ) -> pd.DataFrame: # title, category, confidence, accepted, then category and probability of the `top_k`
     "Label titles with calibrated confidence, and whether it is high enough to accept them without a person"
-    titles = as_series(titles, title_col)
+    fields = self.dls.train_ds.titles.fields
+    titles = as_series(titles, title_col, fields)
     dl, decider = self.dls.test_dl(titles), self.decider
     top = top_probs(self.model, dl, max(top_k, decider.k))[np.argsort(dl.get_idxs())]
-    return label_table(titles.tolist(), top, decider, self.dls.vocab, top_k, rule, index=titles.index)
+    shown = list(map(title_alone, titles)) if fields else titles.tolist()
+    return label_table(shown, top, decider, self.dls.vocab, top_k, rule, index=titles.index)
 
 # %% ../nbs/10_learner.ipynb #88ff8fc6
 def _sweep_length(learn: TitleLearner) -> int:
@@ -422,7 +425,7 @@ def to_fp32(self: TitleLearner) -> TitleLearner: # itself
     _set_autocast(self, None)
     return Learner.to_fp32(self) if hasattr(self, 'mixed_precision') else self
 
-# %% ../nbs/10_learner.ipynb #ccefaadc
+# %% ../nbs/10_learner.ipynb #6cff9261
 class _WeighNgrams(Callback):
     "Weigh the n-grams of a new network by how many training titles have them, and choose its kind of gradients"
     order = -20
@@ -439,6 +442,12 @@ def _for_rows(opt_func: Callable, *others: Callable) -> Callable:
         names = ', '.join([f.__name__ for f in others] + ['Adam'])
         raise ValueError(f'the gradients of a table of n-grams are sparse: opt_func can be {names} or RowAdam')
     return opt_func
+
+def _segments(dls: TitleDataLoaders) -> dict:
+    "Return the arguments by which n-grams know the title from the fields after it"
+    fields = dls.train_ds.titles.fields
+    if not fields: return {}
+    return dict(separator=4 + dls.char_vocab.chars.index(SEPARATOR), n_segments=1 + len(fields))
 
 def ngram_learner(
     dls: TitleDataLoaders, # titles and categories
@@ -457,7 +466,7 @@ def ngram_learner(
     sizes = ngram_sizes(len(dls.train_ds), dls.c) | {name: value for name, value in given.items() if value is not None}
     # a bag needs no padding, and a batch of titles of one length is less varied
     if len(dls.train_ds): dls = dls.with_train(window=1)
-    model = NgramBag(len(dls.char_vocab), dls.c, *fold_characters(dls.char_vocab.chars), **sizes)
+    model = NgramBag(len(dls.char_vocab), dls.c, *fold_characters(dls.char_vocab.chars), **sizes, **_segments(dls))
     if lr is None: lr = 10 * dls.train.bs / 128 * min(1, (64 / sizes['dim'])**.5) if _is_sgd(opt_func) else ADAM_RATE
     return _title_learner(dls, model, metrics, [_WeighNgrams(), *L(cbs)], opt_func=opt_func, wd=0., path=path, lr=lr)
 
@@ -486,7 +495,7 @@ def words_learner(
     return _title_learner(dls, model, metrics, [_WeighNgrams(), *L(cbs)], opt_func=opt_func, lr=lr, wd=0., path=path,
                           loss_func=loss_func or LabelSmoothingCrossEntropyFlat(eps=.1), model_dir=model_dir)
 
-# %% ../nbs/10_learner.ipynb #f3a3f77d
+# %% ../nbs/10_learner.ipynb #72eb86d7
 class LinearLearner(TitleLearner):
     "A `TitleLearner` over an `NgramLinear`, whose weights a solver finds"
     def fit(self,
@@ -525,5 +534,5 @@ def linear_learner(
     n_rows, titles = n_rows or ngram_sizes(len(dls.train_ds))['n_rows'], dls.train_ds.titles
     if counted is None: counted = len(titles.buffer) >= 64 * len(titles)
     model = NgramLinear(len(dls.char_vocab), dls.c, *fold_characters(dls.char_vocab.chars), n_rows,
-                        k or (32 if dls.c < 500 else 64), counted)
+                        k or (32 if dls.c < 500 else 64), counted, **_segments(dls))
     return _title_learner(dls, model, metrics, cbs, LinearLearner, path=path)

@@ -12,6 +12,7 @@ from bpv_fastai.categorizer import Categorizer
 from bpv_fastai.data.catalog import catalog_report, read_catalog, split_catalog, split_groups, title_keys
 from bpv_fastai.data.errors import CatalogError
 from bpv_fastai.data.samples import synthetic_catalog
+from bpv_fastai.train.loaders import TitleDataLoaders
 
 good = pd.DataFrame(dict(title=['Olive oil', 'Say "cheese"', 'Tee, grün', "it's 5'"], category=['1>2', '3', '1>2', '4']))
 
@@ -272,3 +273,87 @@ def test_bad_rows_of_later_parts_have_their_own_numbers(tmp_path, small_parts):
     df = read_catalog(tmp_path/'bad.csv', on_bad='drop', verbose=False)
     assert catalog_report(df).bad_rows.row.tolist() == [19, 27, 28] and len(df) == 27 and df.index.tolist() == list(range(27))
     assert catalog_report(df).dropped == 3
+
+
+# Groups
+
+rows_of_groups = st.lists(st.tuples(st.sampled_from('abcdef'), st.sampled_from('xyz'), st.sampled_from(['', 'A', 'B', 'C', 'D'])),
+                          min_size=2, max_size=40)
+
+
+def held_out_by_hand(df, train, valid):
+    "What a split by groups promises, checked row by row"
+    names = lambda part: {group or i for i, group in zip(part.index, part['group'])}
+    held = names(df) - names(train)
+    assert names(valid) <= held and names(train)
+    for i, title, category, group in df[['title', 'category', 'group']].itertuples():
+        has_copy = any(t.lower() == title.lower() for t in train['title'])
+        known = category in set(train['category'])
+        assert (i in valid.index) == ((group or i) in held and known and not has_copy)
+        assert (i in train.index) == ((group or i) not in held)
+    return held
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows_of_groups, st.floats(.05, .6), st.integers(0, 99))
+def test_groups_are_held_out_whole(rows, share, seed):
+    df = pd.DataFrame(rows, columns=['title', 'category', 'group'])
+    df['title'] += [str(i // 2) for i in range(len(df))]
+    names = {group or i for i, group in enumerate(df['group'])}
+    try: train, valid = split_catalog(df, share, seed, group_col='group')
+    except CatalogError as e:
+        assert len(names) == 1 and 'single group' in e.problem or 'held out can validate' in e.problem
+        return
+    held = held_out_by_hand(df, train, valid)
+    sizes = {name: sum((group or i) == name for i, group in enumerate(df['group'])) for name in names}
+    n_held = sum(sizes[name] for name in held)
+    assert n_held <= 2 * share * len(df) + .5 or n_held == min(sizes.values()) or len(held) == 1
+    again = split_catalog(df, share, seed, group_col='group')
+    assert again[0].equals(train) and again[1].equals(valid)
+
+
+def test_a_share_of_many_groups_and_one_huge_one():
+    df = synthetic_catalog(4_000, 5, label_noise=0)
+    df['shop'] = ['huge' if i % 2 else f'shop {i % 97}' for i in range(len(df))]
+    for seed in range(5):
+        train, valid = split_catalog(df, .2, seed, 'shop')
+        assert abs(len(valid) / len(df) - .2) < .02 and 'huge' in set(train['shop'])
+        assert not set(train['shop']) & set(valid['shop']) and set(train['category']) == set(df['category'])
+    two = df.assign(shop=['A' if i < 3_000 else 'B' for i in range(len(df))])
+    assert set(split_catalog(two, .1, 0, 'shop')[1]['shop']) == {'B'}  # the smaller, though more than the share
+    assert len(split_catalog(two, 0., 0, 'shop')[1]) == 0
+
+
+def test_a_category_of_one_group_is_lost_only_where_every_group_has_one():
+    df = pd.DataFrame(dict(title=[f'title {i}' for i in range(30)], category=['both', 'only'] * 15, shop=['A', 'B', 'C'] * 10))
+    df.loc[df['category'] == 'only', 'category'] += df['shop']
+    train, valid = split_catalog(df, .3, 0, 'shop')
+    assert set(valid['category']) == {'both'} and len(set(valid['shop'])) == 1
+    assert len(df) - len(train) - len(valid) == 5
+    report = TitleDataLoaders.from_df(df, valid_pct=.3, group_col='shop', seed=0, verbose=False).report
+    assert (report.groups, report.left_out) == (3, 5) and '5 titles of the groups held out left out' in str(report)
+
+
+def test_groups_that_cannot_be_split():
+    df = pd.DataFrame(dict(title=['Tea', 'Oil', 'Salt', 'TEA!'], category=list('aabb'), shop='A'))
+    with pytest.raises(CatalogError, match='4 titles of a single group.*without group_col='): split_catalog(df, group_col='shop')
+    copies = df.assign(title='Tea', category='a', shop=['A', 'B', 'C', 'D'])
+    with pytest.raises(CatalogError, match='can validate'): split_catalog(copies, group_col='shop')
+    with pytest.raises(CatalogError, match="no column 'shop'"): read(good, group_col='shop')
+    with pytest.raises(CatalogError, match='named twice'): read(good.assign(shop='A'), group_col='category')
+    with pytest.raises(CatalogError, match='named twice'):
+        read(good.rename(columns=dict(title='name')).assign(title='A'), title_col='name', group_col='title')
+
+
+def test_groups_of_a_table(tmp_path):
+    df = good.assign(shop=['A', None, 31, ' '])
+    assert read(df, group_col='shop')['shop'].tolist() == ['A', '', '31', ''] and catalog_report(read(df, group_col='shop')).groups == 4
+    df.to_csv(tmp_path/'shops.csv', index=False)
+    df.astype({'shop': 'str'}).to_parquet(tmp_path/'shops.parquet')
+    for name in 'shops.csv', 'shops.parquet':
+        assert read(tmp_path/name, group_col='shop').columns.tolist() == ['title', 'category', 'shop']
+    headless = tmp_path/'shops.tsv'
+    df.to_csv(headless, sep='\t', index=False, header=False, quoting=3)
+    assert read(headless, title_col=0, category_col=1, group_col=2)[2].tolist() == ['A', '', '31', '']
+    with pytest.raises(CatalogError, match="row 2, column 'shop': a list") as e: read(good.assign(shop=['A', 'B', ['C'], 'D']), group_col='shop')
+    assert e.value.column == 'shop'

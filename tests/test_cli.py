@@ -21,6 +21,22 @@ from commands import call, run
 saved = Path(__file__).parent/'data'/'categorizer_v1'
 
 
+def test_train_by_supplier(tmp_path):
+    df = synthetic_catalog(900, 4)
+    df['supplier'] = [f'supplier {i % 30}' if i % 10 else None for i in range(len(df))]
+    df.to_csv(tmp_path/'catalog.csv', index=False)
+    ran = call('bpv_train', 'catalog.csv', '--group', 'supplier', '--epochs', 1, '--pairs', 0, '--nh', 8, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads((tmp_path/'model'/'report.json').read_text())
+    n, groups = report['valid_rows'], report['valid_groups']
+    assert f'\non {n} titles of other suppliers ({groups} groups):\n' in ran.stdout and abs(n - 225) < 40
+    assert report['group_col'] == 'supplier' and report['groups'] == 27 + 90 and 3 <= groups < 60
+    assert f"on {report['rows']} in all" in ran.stdout and report['rows'] + report['left_out'] == 900
+    assert Categorizer.load(tmp_path/'model').report['group_col'] == 'supplier'
+    ran = call('bpv_train', 'catalog.csv', '--group', 'shop', cwd=tmp_path)
+    assert ran.returncode == 1 and "no column 'shop'" in ran.stderr
+
+
 def test_readme_train_evaluate_predict(tmp_path):
     "The README's example on a TSV of one's own, word for word but for a smaller network"
     readme = (Path(__file__).parent.parent/'README.md').read_text()

@@ -6,7 +6,7 @@
 __all__ = ['MOST_TEST_TITLES', 'train_labelled', 'BpvModel', 'fit_bpv', 'choose_contenders', 'share_to_judge', 'save_comparison',
            'bpv_compare']
 
-# %% ../../nbs/cli/55_compare.ipynb #85713aea
+# %% ../../nbs/cli/55_compare.ipynb #28eb9ef2
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +23,7 @@ from .errors import column_option, command_errors, limit_threads
 from .plan import TrainOptions, choose_recipe
 from ..data.catalog import catalog_report, read_catalog, split_catalog
 from ..data.errors import CatalogError, TitleError, quantity
+from ..data.fields import TextField
 from ..data.files import remove_folder, whole_file
 from ..ensemble import Ensemble
 from ..models.precision import means_bf16
@@ -31,17 +32,19 @@ from ..train.recipe import Recipe
 from ..use.compare import Comparison, Contender, compare_models, other_contenders
 from ..use.format import library_versions
 
-# %% ../../nbs/cli/55_compare.ipynb #06dd25bd
+# %% ../../nbs/cli/55_compare.ipynb #009232ab
 def train_labelled(
     labelled: pd.DataFrame, # `title`, `category`
     options: TrainOptions, # as those of `bpv_train`
+    fields: Sequence[TextField] = (), # that are joined to the titles
 ) -> tuple[Ensemble, Recipe]: # the judged ensemble, whose `final` is the one to keep, and what was trained
     "Train on labelled titles as `bpv_train` does, without files and output"
     train, valid = split_catalog(labelled, options.valid_pct(len(labelled)), options.seed)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     bs = options.bs or Recipe.for_catalog(len(train), device=device.type).bs
     dls = TitleDataLoaders.from_split(
-        train, valid, bs=bs, val_bs=256, seed=options.seed, max_len=options.longest, device=device)
+        train, valid, bs=bs, val_bs=256, seed=options.seed, max_len=options.longest, device=device,
+        fields=fields)
     bf16 = means_bf16(options.precision, device)
     recipe = choose_recipe(dls, options, bf16)
     return Ensemble.train(dls, recipe, options.seed, bf16=bf16, progress=False), recipe

@@ -15,11 +15,11 @@ import torch
 from ..data.errors import ResumeError, TitleError
 from ..models.inference import usable_cores
 
-# %% ../../nbs/cli/10_errors.ipynb #e41934af
+# %% ../../nbs/cli/10_errors.ipynb #e65400f7
 option_names = dict(
     title_col='--title', category_col='--category', on_bad='--drop', max_len='--longest', lr_max='--lr', lr='--lr',
     decide='--decide', min_confidence='--confidence', top_k='--top', columns='--columns', path='--out',
-    resume='the same command', n_jobs='--threads 1',
+    resume='the same command', n_jobs='--threads 1', group_col='--group',
 )
 
 # %% ../../nbs/cli/10_errors.ipynb #4142dd32

@@ -57,7 +57,7 @@ def save_evaluation(
     plt.close(fig)
     return paths
 
-# %% ../../nbs/cli/30_evaluate.ipynb #64c8e85c
+# %% ../../nbs/cli/30_evaluate.ipynb #041995b6
 @call_parse
 def bpv_evaluate(
     model: str, # folder of a saved model
@@ -67,6 +67,7 @@ def bpv_evaluate(
     title: str = 'title', # column of titles; a number (for both columns) is a position in a file without header
     category: str = 'category', # column of categories
     drop: bool = False, # leave bad rows out
+    noadapt: bool = False, # decide by the rule of the training alone, not by one that is adapted to these titles
     # write tables to be opened in a spreadsheet: titles and categories that it would run as formulas get an apostrophe
     spreadsheet: bool = False,
     precision: str = 'auto', # fp32, bf16, or auto: bf16 where the processor has it
@@ -77,8 +78,10 @@ def bpv_evaluate(
     with command_errors('bpv_evaluate', debug):
         limit_threads(threads)
         cat = Categorizer.load(model)
-        df = read_catalog(labelled, column_option(title), column_option(category), 'drop' if drop else 'raise')
-        labels = cat.predict(df['title'].tolist(), top_k=2, precision=precision, progress=sys.stderr.isatty())
+        df = read_catalog(labelled, column_option(title), column_option(category), 'drop' if drop else 'raise',
+                          text_cols=cat.fields)
+        labels = cat.predict(df, top_k=2, precision=precision, progress=sys.stderr.isatty(),
+                             adapt=False if noadapt else None)
         vocab = CategoryVocab([*cat.vocab, *sorted(set(df['category']) - set(cat.vocab))])
         targs = vocab.encode(df['category'])
         preds = {'most probable': vocab.encode(labels['category_1'])}

@@ -11,7 +11,7 @@ import warnings
 # %% ../../nbs/cli/36_plan.ipynb #638e8fb0
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated')
 
-# %% ../../nbs/cli/36_plan.ipynb #4a14248d
+# %% ../../nbs/cli/36_plan.ipynb #a94b57f5
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from ..data.errors import ResumeError, TitleError, quantity
+from ..data.fields import text_fields
 from ..data.files import locked, remove_folder, whole_file
 from ..models.network import recurrent_cells
 from ..models.precision import precisions
@@ -27,7 +28,7 @@ from ..train.loaders import TitleDataLoaders
 from ..train.members import members_at_once
 from ..train.recipe import Member, Recipe, hold_out, training_speed
 
-# %% ../../nbs/cli/36_plan.ipynb #e5b466a7
+# %% ../../nbs/cli/36_plan.ipynb #2180408e
 @dataclass
 class TrainOptions:
     "Options of a training command; what is None is chosen by a `Recipe`. Raises `TitleError` for values out of range"
@@ -47,8 +48,11 @@ class TrainOptions:
     linear: bool = True # train a linear model, too
     hold_out: float | None = None # titles to judge on: a number, or a share below 1
     final: bool = True # train once more on all titles, where the recipe does
+    group: str | int | None = None # column of groups, such as suppliers; judge on titles of other groups
+    text: str = '' # columns of text that are read beside the title, as in 'brand:50,description'
 
     def __post_init__(self):
+        self.fields  # a name or a limit that cannot be
         names = ('nh', 'epochs', 'bs', 'lr', 'minutes', 'longest', 'checkpoint')
         wrong = [n for n in names if getattr(self, n) is not None and getattr(self, n) <= 0]
         if wrong: raise TitleError(f"{', '.join(wrong)} must be positive")
@@ -59,6 +63,11 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise TitleError(f"--{name} {value}: it can be {', '.join(choices)}")
+
+    @property
+    def fields(self) -> tuple: # `TextField`s
+        "Describe the columns of text"
+        return text_fields(self.text) if self.text else ()
 
     def valid_pct(self,
         n_titles: int, # labelled titles

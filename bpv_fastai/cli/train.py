@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['train_catalog', 'bpv_train']
 
-# %% ../../nbs/cli/40_train.ipynb #e627ca35
+# %% ../../nbs/cli/40_train.ipynb #498ef038
 import json, sys, time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +19,9 @@ from .report import judge_ensemble, judge_linear, result_table, save_picture
 from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
 from .evaluate import missing_threshold
-from ..data.catalog import catalog_report, read_catalog, split_catalog
+from ..data.catalog import catalog_report, group_ids, read_catalog, split_catalog
 from ..data.errors import quantity
+from ..data.fields import join_fields
 from ..data.files import whole_file
 from ..ensemble import Ensemble
 from ..models.precision import means_bf16
@@ -29,7 +30,7 @@ from ..train.members import members_at_once
 from ..train.recipe import Recipe
 from ..use.format import library_versions
 
-# %% ../../nbs/cli/40_train.ipynb #ce8e1bf1
+# %% ../../nbs/cli/40_train.ipynb #d20329f2
 def train_catalog(
     df: pd.DataFrame, # the catalog, as `read_catalog` returns it
     options: TrainOptions, # what was asked for
@@ -40,15 +41,26 @@ def train_catalog(
         print(f'{out} holds a model, which this one replaces when it is trained; --out names another folder',
               flush=True)
     catalog = catalog_report(df)
-    train, valid = split_catalog(df, options.valid_pct(len(df)), options.seed)
+    fields = options.fields
+    texts = df.assign(title=join_fields(df, fields))
+    train, valid = split_catalog(texts, options.valid_pct(len(df)), options.seed, options.group)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     bf16 = means_bf16(options.precision, device)
     bs = options.bs or Recipe.for_catalog(len(train), device=device.type).bs
     dls = TitleDataLoaders.from_split(
-        train, valid, path=out, bs=bs, val_bs=256, seed=options.seed, max_len=options.longest, device=device)
+        train, valid, path=out, bs=bs, val_bs=256, seed=options.seed, max_len=options.longest, device=device,
+        group_col=options.group, fields=fields)
     begin = time.perf_counter()
+    judged_on, n_titles = f"{quantity(len(valid), 'title')} not trained on", len(train) + len(valid)
+    read_as = dict(fields=[asdict(field) for field in fields]) if fields else {}
+    if options.group is not None:
+        n_groups = len(set(group_ids(valid[options.group])))
+        name = f'{options.group}s' if isinstance(options.group, str) else 'groups'
+        judged_on = f"{quantity(len(valid), 'title')} of other {name} ({quantity(n_groups, 'group')})"
+        read_as |= dict(group_col=options.group, groups=catalog.groups, valid_groups=n_groups,
+                       left_out=len(df) - n_titles)
     with resumed_recipe(dls, options, bf16, out) as recipe:
-        then = f', then on all {len(df):,}' if recipe.final else ''
+        then = f', then on all {n_titles:,}' if recipe.final else ''
         print(f'training {describe_training(recipe, bf16)} on {quantity(len(train), "title")}{then}, {device} '
               '(chosen where not given: --cell, --nh, --epochs, --minutes)', flush=True)
         learn = Ensemble.train(
@@ -64,7 +76,7 @@ def train_catalog(
             members=[{name: value for name, value in row.items() if pd.notna(value)}
                      for row in learn.reports.assign(share=shares).to_dict('records')],
             source=catalog.source, copies=catalog.copies, device=str(device),
-            versions=library_versions('fastai', 'fastcore', 'scikit-learn'))
+            versions=library_versions('fastai', 'fastcore', 'scikit-learn')) | read_as
         cat = Categorizer.from_learner(learn.final, training)
         cat.save(out)
 
@@ -74,15 +86,15 @@ def train_catalog(
         with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
         if report['predicted_categories'] < 2:
             print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
-        print(f"\non {quantity(len(valid), 'title')} not trained on:\n\n{result_table(report)}", flush=True)
-        if recipe.final: print(f'\nthe saved model was then trained on these titles, too, on {len(df):,} in all')
+        print(f'\non {judged_on}:\n\n{result_table(report)}', flush=True)
+        if recipe.final: print(f'\nthe saved model was then trained on these titles, too, on {n_titles:,} in all')
     missing = missing_threshold(cat.decider)
     if missing and cat.decider.is_fitted: print(f'\n{missing}')
     print(f'\nwritten to {out}: the model (categorizer.json, weights.safetensors), report.json, training.png')
     print(f'label your titles: bpv_predict {out} titles.tsv')
     return learn
 
-# %% ../../nbs/cli/40_train.ipynb #a0a79d39
+# %% ../../nbs/cli/40_train.ipynb #1e170c4c
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -92,6 +104,10 @@ def bpv_train(
     drop: bool = False, # leave bad rows out, and list them in bad_rows.csv
     minutes: float = None, # train the best that can be ready in about so many minutes
     holdout: float = None, # titles to judge on, a number or a share below 1; 500 of 2,000, 2,236 of 40,000 titles
+    # columns of text to read beside the title, separated by commas, with limits if not 200 characters:
+    # brand:50,description
+    text: str = '',
+    group: str = None, # column of suppliers, shops or brands: judge on titles of others than were trained on
     nofinal: bool = False, # keep the model that was judged, without a second training on all titles
     epochs: int = None, # passes over the training titles; chosen by their number
     pairs: int = None, # pairs of a forward and a backward network, 0 for one forward network
@@ -114,9 +130,10 @@ def bpv_train(
     with command_errors('bpv_train', debug):
         options = TrainOptions(
             pairs, plain, cell, nh, epochs, bs, lr, minutes, seed, longest, precision, checkpoint, fresh,
-            not nolinear, holdout, not nofinal)
+            not nolinear, holdout, not nofinal, None if group is None else column_option(group), text)
         limit_threads(threads)
-        df = read_catalog(catalog, column_option(title), column_option(category), 'drop' if drop else 'raise')
+        df = read_catalog(catalog, column_option(title), column_option(category), 'drop' if drop else 'raise',
+                          group_col=options.group, text_cols=options.fields)
         folder = Path(out)
         for path in catalog_report(df).write_bad_rows(folder): print(f'bad rows are listed in {path}')
         train_catalog(df, options, folder)

@@ -73,29 +73,34 @@ def _csv_rows(
         raise CatalogError(str(e), path=path, row=row, remedy=remedy) from None
     finally: csv.field_size_limit(limit)
 
-# %% ../../nbs/data/30_tables.ipynb #0f2d255a
+# %% ../../nbs/data/30_tables.ipynb #9d2111dc
 def no_column_error(
     columns: list, # names that were requested
     names: Sequence, # names in the table
     path: Path | str, # the file, or what else the table is
     by_position: bool = False, # whether columns can be requested by position as well
+    further: Sequence = (), # of `columns`, those that hold neither titles nor categories
 ) -> CatalogError: # with a remedy
     "Make the error about columns that a table lacks"
-    one = len(columns) == 1
+    missing = [c for c in columns if c not in names]
+    one = len(columns) == 1 + len(further)
     remedy = 'Name yours with ' + ('{title_col}' if one else '{title_col} and {category_col}')
     if by_position:
         remedy += f", or by {'its position' if one else 'their positions'}, from 0, if the first row is no header"
+    if set(missing) <= set(further): remedy = 'Add it, or correct its name'
     if len(names) == 1 and ';' in str(names[0]):
         remedy = 'Are they separated by semicolons? Save the table with commas, or as TSV'
-    absent = ', '.join(repr(c) for c in columns if c not in names)
+    absent = ', '.join(map(repr, missing))
     present = ', '.join([*(repr(name)[:60] for name in names[:20]), *(['…'] if len(names) > 20 else [])])
     return CatalogError(f'no column {absent}; it has {present or "none"}', path=path, remedy=Remedy(remedy))
 
-# %% ../../nbs/data/30_tables.ipynb #838830ca
+# %% ../../nbs/data/30_tables.ipynb #9c3f9d8f
 _header_words = {'title', 'titles', 'product', 'product title', 'product name', 'item name', 'name', 'category',
                  'categories', 'label', 'price', 'sku', 'description'}
 
-def _find_columns(cells: list, columns: list, kind: str, path: Path | str) -> tuple[int, list, bool]:
+def _find_columns(
+    cells: list, columns: list, kind: str, path: Path | str, further: Sequence = (),
+) -> tuple[int, list, bool]:
     "Find the number of columns, the positions of the requested ones, and whether the first row is a header"
     if all(isinstance(c, int) for c in columns):
         absent = [c for c in columns if not 0 <= c < len(cells)]  # of several, a text file is checked row by row
@@ -107,7 +112,7 @@ def _find_columns(cells: list, columns: list, kind: str, path: Path | str) -> tu
     if kind == 'tsv' and not words & _header_words:
         if columns == ['title', 'category']: return 2, [0, 1], False
         if columns == ['title']: return len(cells), [0], False
-    raise no_column_error(columns, cells, path, by_position=kind != 'parquet')
+    raise no_column_error(columns, cells, path, by_position=kind != 'parquet', further=further)
 
 # %% ../../nbs/data/30_tables.ipynb #c01f7f84
 _kinds = {'.tsv': 'tsv', '.txt': 'tsv', '.csv': 'csv', '.parquet': 'parquet', '.pq': 'parquet'}
@@ -172,7 +177,7 @@ def _open_text(path: Path | str, newline: str):
     if start[:2] in (b'\xff\xfe', b'\xfe\xff'): raise CatalogError('this is UTF-16; save it as UTF-8', path=path)
     with opener(path)(path, 'rt', **text_format) as text: yield text
 
-# %% ../../nbs/data/30_tables.ipynb #c5da2355
+# %% ../../nbs/data/30_tables.ipynb #66318be7
 def _file_state(stat: os.stat_result) -> tuple:
     "Take from a file's status what changes when it is written"
     return stat.st_size, stat.st_mtime_ns
@@ -182,8 +187,10 @@ class TableReader:
     def __init__(self,
         path: str | Path, # the file, or '-' for a TSV from the standard input
         columns: list, # columns to read, all by name or all by position from 0 in a file without header
+        further: Sequence = (), # columns to read after these, which hold neither titles nor categories
     ):
-        self.path, self.columns = path if str(path) == '-' else Path(path), list(columns)
+        self.path, self.columns = path if str(path) == '-' else Path(path), [*columns, *further]
+        self.further = further
         self.kind = 'tsv' if self.path == '-' else file_kind(self.path)
         self.share = 0.  # of the file that was read so far, 0 to 1; stays 0 for the standard input
         self.state = None if self.path == '-' else _file_state(self.path.stat())
@@ -226,7 +233,8 @@ class TableReader:
                 if width != 1: continue
                 cells = ['']
             if width is None:
-                width, positions, is_header = _find_columns(cells, self.columns, self.kind, self.path)
+                width, positions, is_header = _find_columns(cells, self.columns, self.kind, self.path,
+                                                            self.further)
                 if is_header: continue
             if len(cells) == width: yield row, [cells[i] for i in positions], ''
             else: yield row, cells, f'{quantity(len(cells), "column")} instead of {width}'
@@ -234,7 +242,8 @@ class TableReader:
     def _parquet_parts(self, size):
         with opener(self.path)(self.path, 'rb') as f:
             file, start = pq.ParquetFile(f), 1
-            _, positions, _ = _find_columns(file.schema_arrow.names, self.columns, 'parquet', self.path)
+            _, positions, _ = _find_columns(file.schema_arrow.names, self.columns, 'parquet', self.path,
+                                            self.further)
             names = [file.schema_arrow.names[i] for i in positions]
             for batch in file.iter_batches(size, columns=names):
                 df = batch.to_pandas(ignore_metadata=True, integer_object_nulls=True)[names]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'CharVocab', 'decode_tokens', 'CategoryVocab', 'Titles', 'warn_cut', 'encode_titles']
 
-# %% ../../nbs/data/60_titles.ipynb #f8b70294
+# %% ../../nbs/data/60_titles.ipynb #eb9a16b6
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 
 from .errors import CatalogError, Remedy, TitleWarning
+from .fields import cut_fields
 from .tables import as_text, text_problem
 
 # %% ../../nbs/data/60_titles.ipynb #2fe1f286
@@ -39,7 +40,7 @@ class _Vocab:
     def __eq__(self, other): return type(self) is type(other) and self.entries == other.entries
     def __reduce__(self): return type(self), (self.entries,)
 
-# %% ../../nbs/data/60_titles.ipynb #0c4b743f
+# %% ../../nbs/data/60_titles.ipynb #4d2769ad
 PAD, BOS, EOS, UNK = range(4)
 
 class CharVocab(_Vocab):
@@ -60,11 +61,14 @@ class CharVocab(_Vocab):
     def fit(cls,
         titles: Sequence[str], # training titles
         min_freq: int = 10, # characters seen fewer times become unknown
+        always: str = '', # characters that are in it, however rare
     ) -> 'CharVocab':
         "Build the vocabulary of some titles"
         counts = np.zeros(0x110000, np.int64)  # of each code point
         for chunk in _text_chunks(titles): counts += np.bincount(_code_points(chunk), minlength=len(counts))
-        points = np.flatnonzero(counts >= max(1, min_freq))
+        is_kept = counts >= max(1, min_freq)
+        is_kept[[ord(c) for c in always]] = True
+        points = np.flatnonzero(is_kept)
         return cls([chr(p) for p in points[np.argsort(-counts[points], kind='stable')]])
 
     def __len__(self): return 4 + len(self.chars)
@@ -131,18 +135,20 @@ class CategoryVocab(_Vocab):
     def __iter__(self): return iter(self.entries)
     def __repr__(self): return f'CategoryVocab of {len(self)}: {", ".join(self.entries[:5])}{" …" * (len(self) > 5)}'
 
-# %% ../../nbs/data/60_titles.ipynb #171df140
+# %% ../../nbs/data/60_titles.ipynb #b455b1fb
 class Titles:
     "Encoded titles as one flat buffer of token ids (uint8 or uint16) and n+1 offsets (int64)"
+    fields = ()  # of titles that an earlier version has pickled
     def __init__(self,
         buffer: np.ndarray, # token ids of all titles, one title after the other
         offsets: np.ndarray, # where each title begins, and where the last ends
         vocab: CharVocab, # the vocabulary of the token ids
         n_cut: int = 0, # number of titles that were longer than `max_len`
         max_len: int = 512, # characters read from each title
+        fields: tuple = (), # `TextField`s that each title holds after itself, `SEPARATOR` before each
     ):
         self.buffer, self.offsets, self.vocab = buffer, np.asarray(offsets, np.int64), vocab
-        self.n_cut, self.max_len = n_cut, max_len
+        self.n_cut, self.max_len, self.fields = n_cut, max_len, tuple(fields)
         rising = len(self.offsets) and self.offsets[0] == 0 and (self.lengths >= 0).all()
         if not rising or self.offsets[-1] != len(buffer):
             raise ValueError(f'offsets must rise from 0 to {len(buffer)}, the size of the buffer')
@@ -161,7 +167,7 @@ class Titles:
         if self.vocab != other.vocab: raise ValueError('the titles are encoded by other characters')
         offsets = np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]])
         buffer = np.concatenate([self.buffer, other.buffer])
-        return Titles(buffer, offsets, self.vocab, self.n_cut + other.n_cut, self.max_len)
+        return Titles(buffer, offsets, self.vocab, self.n_cut + other.n_cut, self.max_len, self.fields)
     def take(self,
         rows: np.ndarray, # positions of titles
     ) -> 'Titles':
@@ -169,7 +175,8 @@ class Titles:
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], lengths.cumsum()])
         places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return Titles(self.buffer[places], offsets, self.vocab, max_len=self.max_len)  # cut ones are counted once
+        # cut ones are counted once
+        return Titles(self.buffer[places], offsets, self.vocab, max_len=self.max_len, fields=self.fields)
     def __repr__(self):
         megabytes = (self.buffer.nbytes + self.offsets.nbytes) / 1e6
         return f'Titles: {len(self):,} titles, {len(self.buffer):,} tokens of {len(self.vocab)}, {megabytes:.1f} MB'
@@ -189,24 +196,26 @@ def warn_cut(
     problem = f'the characters after the first {titles[0].max_len} were cut off in {n_cut:,} of {n:,} titles'
     if n_cut: warnings.warn(TitleWarning(problem, remedy=Remedy('Set {max_len} to change this')), stacklevel=3)
 
-# %% ../../nbs/data/60_titles.ipynb #50e534bd
+# %% ../../nbs/data/60_titles.ipynb #d93cdb34
 def encode_titles(
     titles: Sequence[str], # list, array or Series of text
     vocab: CharVocab, # vocabulary, fit on training titles
     max_len: int = 512, # characters read from each title; the others are cut off
     warn: bool = True, # warn if titles were cut
+    fields: tuple = (), # `TextField`s that `join_fields` has joined to the titles; absent ones are empty
 ) -> Titles: # in the order given
     "Encode titles into one buffer. Raise `CatalogError` for an entry that is not text, with its position"
     if isinstance(titles, str): raise TypeError('titles must be a list of titles, not one string')
     if max_len < 1: raise ValueError('max_len must be at least 1')
     buffers, sizes, n_cut = [np.empty(0, vocab.dtype)], [np.zeros(1, np.int64)], 0
     for chunk in _text_chunks(titles if hasattr(titles, '__getitem__') else list(titles)):
-        lengths = np.fromiter(map(len, chunk), np.int64, len(chunk))
-        n_cut += int((lengths > max_len).sum())
-        lengths = np.minimum(lengths, max_len)
-        buffers.append(_encode_chunk([t[:max_len] for t in chunk], lengths, vocab))
+        if fields: cut, n_chunk = cut_fields(chunk, max_len, fields)
+        else: cut, n_chunk = [t[:max_len] for t in chunk], sum(len(t) > max_len for t in chunk)
+        lengths = np.fromiter(map(len, cut), np.int64, len(cut))
+        n_cut += n_chunk
+        buffers.append(_encode_chunk(cut, lengths, vocab))
         sizes.append(lengths + 2)
-    encoded = Titles(np.concatenate(buffers), np.cumsum(np.concatenate(sizes)), vocab, n_cut, max_len)
+    encoded = Titles(np.concatenate(buffers), np.cumsum(np.concatenate(sizes)), vocab, n_cut, max_len, fields)
     if warn: warn_cut(encoded)
     return encoded
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .ngrams import HashedNgrams
 
-# %% ../../nbs/models/55_linear.ipynb #de9827a3
+# %% ../../nbs/models/55_linear.ipynb #81f7de5c
 class NgramLinear(HashedNgrams):
     "Sum the strongest category weights of hashed n-grams: token ids in, logits out"
     def __init__(self,
@@ -26,11 +26,13 @@ class NgramLinear(HashedNgrams):
         counted: bool = False, # a piece that occurs often in a title weighs more
         char_sizes: Sequence[int] = (2, 3, 4, 5), # lengths of pieces
         word_sizes: Sequence[int] = (1, 2), # words in a row
+        separator: int | None = None, # token id between the title and the fields after it; None without fields
+        n_segments: int = 1, # the title and its fields
     ):
-        super().__init__(vocab_sz, fold, n_letters, n_rows, char_sizes, word_sizes)
+        super().__init__(vocab_sz, fold, n_letters, n_rows, char_sizes, word_sizes, separator, n_segments)
         k = min(k, n_categories)
         self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, fold=list(fold), k=k, counted=counted,
-                           **self.features)
+                           **self.features, **self.segments)
         id_type = torch.int16 if n_categories <= 2**15 else torch.int32
         self.register_buffer('category_ids', torch.arange(k, dtype=id_type).repeat(n_rows, 1))
         self.register_buffer('category_weights', torch.zeros(n_rows, k, dtype=torch.float16))

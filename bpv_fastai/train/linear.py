@@ -16,15 +16,17 @@ from sklearn.svm import LinearSVC
 
 from ..models.linear import NgramLinear
 
-# %% ../../nbs/train/35_linear.ipynb #5edc42f5
+# %% ../../nbs/train/35_linear.ipynb #c831fc55
 def ngram_matrix(
     net: NgramLinear, # which has the weights of n-grams already
     batches: Iterable, # tuples that begin with x (bs, longest)
 ) -> csr_matrix: # (titles, table rows) float64, in the order of the batches
     "Compute the scaled n-grams of titles as a sparse matrix"
-    parts = [[], []]
+    parts = []
     for x, *_ in batches:
-        for part, (rows, scales) in zip(parts, net.scaled_rows(x, net.config['counted'])):
+        blocks = net.scaled_rows(x, net.config['counted'])
+        parts = parts or [[] for _ in blocks]
+        for part, (rows, scales) in zip(parts, blocks):
             is_ngram = scales > 0
             part.append([a.cpu().numpy() for a in (rows[is_ngram], scales[is_ngram], is_ngram.sum(1))])
     blocks = []

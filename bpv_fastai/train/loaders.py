@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TitleDataset', 'TitleDL', 'show_table', 'TitleDataLoaders', 'as_series']
 
-# %% ../../nbs/train/10_loaders.ipynb #c6332017
-from collections.abc import Iterator
+# %% ../../nbs/train/10_loaders.ipynb #ab180492
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,28 +14,31 @@ import numpy as np, pandas as pd, torch
 from fastai.basics import (IN_NOTEBOOK, CrossEntropyLossFlat, DataLoader, DataLoaders, default_device, display_df,
                            patch)
 
-from ..data.catalog import (CatalogReport, catalog_report, drop_shared, drop_unseen, read_catalog,
-                                     select_columns, split_by_column, split_catalog, split_groups, title_keys)
+from ..data.catalog import (CatalogReport, catalog_report, drop_shared, drop_unseen, group_ids,
+                                     hold_out_groups, read_catalog, select_columns, split_by_column, split_catalog,
+                                     split_groups, title_keys)
 from ..data.errors import CatalogError
+from ..data.fields import SEPARATOR, cut_fields, join_fields, shown_fields, text_fields
 from ..data.sampler import SortishSampler, cut_batches, sorted_order
 from ..data.tables import as_text
 from ..data.titles import CategoryVocab, CharVocab, Titles, decode_tokens, encode_titles, warn_cut
 from ..models.inference import gather_titles, title_tensors
 
-# %% ../../nbs/train/10_loaders.ipynb #0894dfff
+# %% ../../nbs/train/10_loaders.ipynb #ce55ab0b
 class TitleDataset:
     "Encoded titles with the ids of their categories, where these are known, and the vocabularies"
-    n_inp = 1
+    n_inp, groups = 1, None  # `groups` of datasets that an earlier version has pickled
     loss_func = CrossEntropyLossFlat()
     def __init__(self,
         titles: Titles, # encoded titles
         vocab: CategoryVocab, # categories
         targets: np.ndarray | None = None, # (n,) int64 category ids; None where they are not known
         soft: tuple = (), # arrays of n rows that each batch carries after the targets: a teacher's probabilities
+        groups: np.ndarray | None = None, # (n,) `group_ids`, which `with_held_out` keeps whole; None without groups
     ):
         if targets is not None and len(targets) != len(titles):
             raise ValueError(f'{len(targets)} targets for {len(titles)} titles')
-        self.titles, self.vocab, self.targets, self.soft = titles, vocab, targets, soft
+        self.titles, self.vocab, self.targets, self.soft, self.groups = titles, vocab, targets, soft, groups
         self._on = {}
 
     def on(self, device: torch.device) -> tuple:
@@ -59,11 +62,12 @@ class TitleDataset:
                              'TitleInterpretation.from_learner(learn) and learn.show_results()')
     def __getstate__(self): return self.__dict__ | {'_on': {}}  # a pickle leaves the tensors behind
 
-# %% ../../nbs/train/10_loaders.ipynb #f9e4a22a
+# %% ../../nbs/train/10_loaders.ipynb #28343c71
 @patch
 def new_empty(self: TitleDataset) -> TitleDataset:
     "Return a dataset with the same vocabularies and no titles, for `export`"
-    return TitleDataset(encode_titles([], self.char_vocab, self.titles.max_len), self.vocab, np.empty(0, np.int64))
+    titles = encode_titles([], self.char_vocab, self.titles.max_len, fields=self.titles.fields)
+    return TitleDataset(titles, self.vocab, np.empty(0, np.int64))
 
 # %% ../../nbs/train/10_loaders.ipynb #f6651f01
 class TitleDL(DataLoader):
@@ -126,7 +130,7 @@ def one_batch(self: TitleDL) -> tuple:
     try: return next(iter(self))
     finally: self.sampler.epoch = epoch
 
-# %% ../../nbs/train/10_loaders.ipynb #59c6ac35
+# %% ../../nbs/train/10_loaders.ipynb #7613fd80
 @patch
 def decode_batch(self: TitleDL,
     b: tuple, # a batch; further tensors of ids, such as predictions, are decoded too
@@ -136,6 +140,7 @@ def decode_batch(self: TitleDL,
     "Decode a batch: titles as text from their beginning, categories by name"
     titles = decode_tokens(self.char_vocab, b[0][:max_n].cpu().numpy())
     if self.backwards: titles = [t[::-1] for t in titles]
+    if self.dataset.titles.fields: titles = list(map(shown_fields, titles))
     names = (self.vocab.decode(ids[:max_n]) for ids in b[1:] if ids.dim() == 1)
     return list(zip(titles, *names))
 
@@ -195,7 +200,7 @@ def share(self: TitleDL,
     dl.sampler.rank, dl.sampler.world_size = rank, world_size
     return dl
 
-# %% ../../nbs/train/10_loaders.ipynb #ad718802
+# %% ../../nbs/train/10_loaders.ipynb #aa334605
 class TitleDataLoaders(DataLoaders):
     "Training and validation `TitleDL`s over one catalog; `report` holds what was read and which rows were left out"
     report = None  # the `CatalogReport` of the catalog
@@ -214,12 +219,18 @@ class TitleDataLoaders(DataLoaders):
         vocab: CategoryVocab | None = None, # categories; those of the training titles if None
         on_bad: str = 'raise', # 'raise' at the first bad row, or 'drop' bad rows and list them in the report
         verbose: bool = True, # print one line of what was read
+        group_col: str | int | None = None, # column of groups, such as suppliers: a random split holds out whole ones
+        text_cols: str | Iterable = (), # columns of text that are read beside the title, as `text_fields` takes them
         **kwargs # bs, val_bs, backwards, window, device: as in `from_dsets`
     ) -> 'TitleDataLoaders':
         "Create loaders from a table. Raises `CatalogError` for one that cannot be learned from, with row and remedy"
         other_cols = () if valid_col is None else (valid_col,)
-        df = read_catalog(df, title_col, category_col, on_bad, other_cols, verbose=False)
-        if valid_col is None: train, valid, shared = *split_catalog(df, valid_pct, seed), []
+        fields, left_out = text_fields(text_cols), 0
+        df = read_catalog(df, title_col, category_col, on_bad, other_cols, False, group_col, fields)
+        df = df.assign(title=join_fields(df, fields))
+        if valid_col is None:
+            train, valid, shared = *split_catalog(df, valid_pct, seed, group_col), []
+            left_out = len(df) - len(train) - len(valid)
         else:
             train, valid = split_by_column(df, valid_col)
             valid, shared = drop_shared(valid, train, on_bad)
@@ -227,8 +238,10 @@ class TitleDataLoaders(DataLoaders):
         report, dropped = catalog_report(df), unseen + shared * (on_bad == 'drop')
         rest = CatalogReport.from_df(pd.concat([train, valid]), report.source) if dropped else report
         report = replace(rest, bad=report.bad + dropped, dropped=report.dropped + len(dropped), numbers=report.numbers,
-                         shared=len(shared) * (on_bad != 'drop'), copies=rest.copies * (valid_col is None))
-        dls = cls.from_split(train, valid, path, min_freq, max_len, char_vocab, vocab, seed=seed, **kwargs)
+                         shared=len(shared) * (on_bad != 'drop'), copies=rest.copies * (valid_col is None),
+                         groups=report.groups * (valid_col is None), left_out=left_out)
+        dls = cls.from_split(train, valid, path, min_freq, max_len, char_vocab, vocab, group_col, fields, seed=seed,
+                             **kwargs)
         dls.report = report
         if verbose: print(report)
         return dls
@@ -242,15 +255,25 @@ class TitleDataLoaders(DataLoaders):
         max_len: int = 512, # characters of a title that are read
         char_vocab: CharVocab | None = None, # characters; fitted on the training titles if None
         vocab: CategoryVocab | None = None, # categories; those of the training titles if None
+        group_col: str | int | None = None, # column of groups, which `with_held_out` keeps whole
+        fields: tuple = (), # columns of text that `join_fields` has joined to `title`
         **kwargs # bs, val_bs, backwards, window, seed, device: as in `from_dsets`
     ) -> 'TitleDataLoaders':
         "Create loaders from checked rows. Raises `CatalogError` for a single category, or one that is not in `vocab`"
-        char_vocab = char_vocab or CharVocab.fit(train['title'].str[:max_len], min_freq)
+        fields = text_fields(fields)
+        if char_vocab is None:
+            cut = cut_fields(train['title'], max_len, fields)[0] if fields else train['title'].str[:max_len]
+            char_vocab = CharVocab.fit(cut, min_freq, always=SEPARATOR if fields else '')
+        if fields and SEPARATOR not in char_vocab.chars:
+            raise ValueError('char_vocab lacks the separator of fields: fit it with always=SEPARATOR')
         vocab = vocab or CategoryVocab.fit(train['category'])
         if len(vocab) < 2:
             raise CatalogError(f'all training titles are in one category, {vocab[0]!r}: there is nothing to learn')
-        dsets = [TitleDataset(encode_titles(part['title'], char_vocab, max_len, warn=False), vocab,
+        dsets = [TitleDataset(encode_titles(part['title'], char_vocab, max_len, False, fields), vocab,
                               vocab.encode_known(part['category'])) for part in (train, valid)]
+        if group_col is not None:
+            groups = group_ids(pd.concat([train[group_col], valid[group_col]]))
+            for dset, ids in zip(dsets, np.split(groups, [len(train)])): dset.groups = ids
         warn_cut(*(dset.titles for dset in dsets))
         return cls.from_dsets(*dsets, path=path, **kwargs)
 
@@ -286,14 +309,16 @@ def from_csv(cls: TitleDataLoaders,
     file = Path(path) if csv_fname is None else Path(path)/csv_fname
     return cls.from_df(file, file.parent, title_col=title_col, category_col=category_col, valid_col=valid_col, **kwargs)
 
-# %% ../../nbs/train/10_loaders.ipynb #e4b61412
+# %% ../../nbs/train/10_loaders.ipynb #acc3742f
 def as_series(
     titles, # list, array or Series of titles, or a DataFrame
     title_col: str = 'title', # column of titles, if a DataFrame is given
+    fields: tuple = (), # `TextField`s to join to the titles of a DataFrame
 ) -> pd.Series: # with the index of a Series or DataFrame
     "Return titles as a Series. Raises `TypeError` for a single string, `CatalogError` for a missing column"
     if isinstance(titles, str): raise TypeError('give a list of titles; for a single one there is learn.predict')
-    if isinstance(titles, pd.DataFrame): titles = select_columns(titles, [title_col])[title_col]
+    if isinstance(titles, pd.DataFrame):
+        titles = join_fields(select_columns(titles, [title_col], [f.name for f in fields]), fields, title_col)
     return titles if isinstance(titles, pd.Series) else pd.Series(list(titles), dtype=object)
 
 @patch
@@ -306,12 +331,13 @@ def test_dl(self: TitleDataLoaders,
     **kwargs
 ) -> TitleDL:
     "Create a `TitleDL` over new titles. Raises `CatalogError` for what is no title or no known category"
-    titles = as_series(test_items, title_col)
+    like = self.train_ds.titles
+    titles = as_series(test_items, title_col, like.fields)
     if with_labels and not isinstance(test_items, pd.DataFrame):
         raise ValueError('with_labels needs a DataFrame with columns title and category')
     if not len(titles): raise CatalogError('there are no titles to predict')
     categories = select_columns(test_items, [category_col])[category_col] if with_labels else None
-    encoded = encode_titles(as_text(titles), self.char_vocab, self.train_ds.titles.max_len)
+    encoded = encode_titles(as_text(titles), self.char_vocab, like.max_len, fields=like.fields)
     targets = None if categories is None else self.vocab.encode_known(categories)
     return self.valid.new(TitleDataset(encoded, self.vocab, targets), bs=bs or self.valid.bs)
 
@@ -338,23 +364,30 @@ def with_train(self: TitleDataLoaders,
     "Return loaders with the same validation titles, and other titles to train on or another order of them"
     return _copy_with(self, self.train.new(dataset, shuffle=True, **kwargs), self.valid)
 
-# %% ../../nbs/train/10_loaders.ipynb #835f4845
+# %% ../../nbs/train/10_loaders.ipynb #c540780d
 @patch
 def with_all_titles(self: TitleDataLoaders) -> TitleDataLoaders:
     "Return loaders that train on the validation titles, too, and validate on none"
     train, valid = self.train_ds, self.valid_ds
     both = TitleDataset(train.titles + valid.titles, train.vocab, np.concatenate([train.targets, valid.targets]))
+    if train.groups is not None and valid.groups is not None:
+        both.groups = np.concatenate([train.groups, valid.groups])
     return _copy_with(self, self.train.new(both, shuffle=True), self.valid.new(valid.new_empty()))
 
-# %% ../../nbs/train/10_loaders.ipynb #2553d9ff
+# %% ../../nbs/train/10_loaders.ipynb #15ddbe03
 @patch
 def with_held_out(self: TitleDataLoaders,
     share: float, # of the training titles, which validate instead of those there are
     seed: int = 42, # of the choice
 ) -> TitleDataLoaders:
     "Return loaders that hold out some of their training titles, as `split_catalog` does"
-    train = self.train_ds
-    is_valid = split_groups(title_keys(train.titles.decode()), train.targets, share, np.random.default_rng(seed))
-    kept, held_out = (TitleDataset(train.titles.take(rows), train.vocab, train.targets[rows])
-                      for rows in map(np.flatnonzero, (~is_valid, is_valid)))
+    train, rng = self.train_ds, np.random.default_rng(seed)
+    keys, groups = title_keys(train.titles.decode()), train.groups
+    if groups is None:
+        is_valid = split_groups(keys, train.targets, share, rng)
+        is_train = ~is_valid
+    else: is_train, is_valid = hold_out_groups(groups, keys, train.targets, share, rng)
+    kept, held_out = (TitleDataset(train.titles.take(rows), train.vocab, train.targets[rows],
+                                   groups=None if groups is None else groups[rows])
+                      for rows in map(np.flatnonzero, (is_train, is_valid)))
     return _copy_with(self, self.train.new(kept, shuffle=True), self.valid.new(held_out))

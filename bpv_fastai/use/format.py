@@ -8,7 +8,7 @@ __all__ = ['AnyNetwork', 'format_version', 'categorizer_format', 'RecurrentNetwo
            'SavedModel', 'describe_model', 'description_checksum', 'note_file', 'read_description', 'write_description',
            'as_model', 'new_description', 'load_described', 'save_model', 'check_file', 'load_model', 'copy_network']
 
-# %% ../../nbs/use/10_format.ipynb #68754e3d
+# %% ../../nbs/use/10_format.ipynb #2daac76d
 import hashlib, json, platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..data.errors import CategorizerError, Remedy
+from ..data.fields import SEPARATOR, TextField, text_fields
 from ..data.files import file_errors, locked, whole_file
 from ..data.titles import CategoryVocab, CharVocab
 from ..decide.decider import Decider
@@ -32,7 +33,7 @@ from ..models.network import TitleClassifier, recurrent_cells
 from ..models.ngrams import NgramBag
 from ..models.words import WordClassifier
 
-# %% ../../nbs/use/10_format.ipynb #cc8aa506
+# %% ../../nbs/use/10_format.ipynb #d88984c7
 class RecurrentNetwork(Struct, tag_field='kind', tag='bpv'):
     "Sizes and direction of a `TitleClassifier`"
     backwards: bool # whether it reads titles from their end
@@ -56,6 +57,8 @@ class NgramNetwork(Struct, tag_field='kind', tag='ngrams'):
     char_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=16)]], Meta(max_length=16)] # lengths of pieces
     word_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=8)]], Meta(max_length=16)] # words in a row
     n_letters: Annotated[int, Meta(ge=0, le=2**17)] | None = None # the largest number of a letter
+    separator: Annotated[int, Meta(ge=4, le=2**16)] | UnsetType = UNSET # token id between the title and its fields
+    n_segments: Annotated[int, Meta(ge=2, le=1_000)] | UnsetType = UNSET # the title and its fields
 
 class LinearNetwork(Struct, tag_field='kind', tag='linear'):
     "Sizes and direction of an `NgramLinear`"
@@ -69,6 +72,8 @@ class LinearNetwork(Struct, tag_field='kind', tag='linear'):
     counted: bool # whether a piece that occurs often in a title weighs more
     char_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=16)]], Meta(max_length=16)] # lengths of pieces
     word_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=8)]], Meta(max_length=16)] # words in a row
+    separator: Annotated[int, Meta(ge=4, le=2**16)] | UnsetType = UNSET # token id between the title and its fields
+    n_segments: Annotated[int, Meta(ge=2, le=1_000)] | UnsetType = UNSET # the title and its fields
 
 class WordNetwork(Struct, tag_field='kind', tag='words'):
     "Sizes and direction of a `WordClassifier`"
@@ -84,7 +89,7 @@ class WordNetwork(Struct, tag_field='kind', tag='words'):
     views: Annotated[list[Literal['last', 'avg', 'max', 'min']], Meta(min_length=1, max_length=16)] # pooled views
     char_sizes: Annotated[list[Annotated[int, Meta(ge=1, le=16)]], Meta(max_length=16)] # lengths of pieces
 
-# %% ../../nbs/use/10_format.ipynb #8b22301d
+# %% ../../nbs/use/10_format.ipynb #4c6a8663
 _kinds = {RecurrentNetwork: TitleClassifier, NgramNetwork: NgramBag, LinearNetwork: NgramLinear,
           WordNetwork: WordClassifier}
 AnyNetwork = RecurrentNetwork | NgramNetwork | LinearNetwork | WordNetwork
@@ -106,10 +111,11 @@ def build_network(
     described: AnyNetwork, # sizes of a network
 ) -> TitleClassifier | NgramBag | NgramLinear | WordClassifier: # with random weights
     "Build a network from its sizes. Raise `ValueError` for sizes that do not go together"
-    sizes = {name: size for name, size in structs.asdict(described).items() if name != 'backwards'}
+    sizes = {name: size for name, size in structs.asdict(described).items()
+             if name != 'backwards' and size is not UNSET}
     return _kinds[type(described)](**sizes)
 
-# %% ../../nbs/use/10_format.ipynb #42d78733
+# %% ../../nbs/use/10_format.ipynb #326b1e87
 class FileNote(Struct):
     "Size and checksum of a file beside the description"
     bytes: int # size
@@ -127,6 +133,7 @@ class ModelDescription(Struct, kw_only=True):
     chars: Annotated[str, Meta(max_length=2**16 - 4)] # characters, in the order of their token ids
     categories: Annotated[list[str], Meta(min_length=1, max_length=2**24)] # names, in the order of their ids
     max_len: Annotated[int, Meta(ge=1, le=2**20)] # characters read from each title
+    fields: Annotated[list[TextField], Meta(min_length=1, max_length=999)] | UnsetType = UNSET # text beside the title
     decisions: dict[str, Any] | None = None # `Decider.to_dict()`; None where it is not fitted
     report: dict[str, Any] # report of the training
     versions: dict[str, str] # of the libraries that wrote it
@@ -134,7 +141,7 @@ class ModelDescription(Struct, kw_only=True):
     files: dict[str, FileNote] | UnsetType = UNSET # networks in other forms, by name
     checksum: str | UnsetType = UNSET # of everything above
 
-# %% ../../nbs/use/10_format.ipynb #63749beb
+# %% ../../nbs/use/10_format.ipynb #3350a24f
 def library_versions(
     *packages: str, # names of further packages
 ) -> dict: # version by name
@@ -153,12 +160,13 @@ class SavedModel:
     report: dict = field(default_factory=dict) # results of the training: numbers and text
     versions: dict = field(default_factory=library_versions) # of the libraries that wrote it
     checksum: str | None = None # of the description; None before it is saved
+    fields: tuple = () # `TextField`s that are read beside the title
 
     def __post_init__(self):
         self.ensemble.cpu().eval().requires_grad_(False)
         self.report = self.report or {}
 
-# %% ../../nbs/use/10_format.ipynb #f27174d8
+# %% ../../nbs/use/10_format.ipynb #c7e46a28
 categorizer_format = 'bpv_fastai categorizer'
 
 @contextmanager
@@ -184,6 +192,7 @@ def describe_model(
             networks=[describe_network(m, b) for m, b in zip(ensemble.members, ensemble.backwards)],
             average=ensemble.average, shares=ensemble.shares,
             chars=''.join(model.char_vocab.chars), categories=list(model.vocab), max_len=model.max_len,
+            fields=list(model.fields) or UNSET,
             decisions=model.decider.to_dict() if model.decider.is_fitted else None,
             report=json.loads(json.dumps(model.report, allow_nan=False)), versions=library_versions())
         return convert(to_builtins(description), ModelDescription)  # validated as a file is
@@ -249,7 +258,7 @@ def write_description(
     description.checksum = description_checksum(to_builtins(description))
     with whole_file(path) as f: f.write_text(json.dumps(to_builtins(description), indent=1), encoding='utf-8')
 
-# %% ../../nbs/use/10_format.ipynb #f1f72700
+# %% ../../nbs/use/10_format.ipynb #1f333f34
 def as_model(
     description: ModelDescription, # a valid description
     ensemble: torch.nn.Module, # its networks
@@ -259,11 +268,17 @@ def as_model(
     with _refusing(path, 'not a valid description'):
         check_shares(description.shares, len(description.networks))
         char_vocab, vocab = CharVocab(description.chars), CategoryVocab(description.categories)
+        if description.fields: text_fields(description.fields)
+        if description.fields and SEPARATOR not in char_vocab.chars: raise ValueError('no separator of fields')
         decider = Decider() if description.decisions is None else Decider.from_dict(description.decisions, len(vocab))
     if any((n.vocab_sz, n.n_categories) != (len(char_vocab), len(vocab)) for n in description.networks):
         raise CategorizerError('a network and the vocabularies have different sizes', path=path)
+    fields = tuple(description.fields or ())
+    expected = (4 + char_vocab.chars.index(SEPARATOR), 1 + len(fields)) if fields else (UNSET, UNSET)
+    if any((n.separator, n.n_segments) != expected for n in description.networks if hasattr(n, 'separator')):
+        raise CategorizerError('a network and the fields do not go together', path=path)
     return SavedModel(ensemble, char_vocab, vocab, decider, description.max_len, description.report,
-                      description.versions, description.checksum)
+                      description.versions, description.checksum, fields)
 
 # %% ../../nbs/use/10_format.ipynb #5cafc7ae
 @contextmanager

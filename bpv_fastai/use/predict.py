@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_ADAPTED', 'TitleLabeller', 'label_titles', 'sample_file', 'adapt_to', 'escape_formulas', 'csv_bytes', 'map_file']
 
-# %% ../../nbs/use/20_predict.ipynb #e94b490f
+# %% ../../nbs/use/20_predict.ipynb #f41576b7
 import csv, glob, gzip, hashlib, io, json, re, shutil, sys, uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +19,15 @@ from tqdm.auto import tqdm
 
 from ..data.catalog import select_columns
 from ..data.errors import CatalogError, CategorizerError, FileError, Remedy, quantity
+from ..data.fields import join_fields, title_alone
 from ..data.files import file_errors, locked, whole_file
 from ..data.tables import TablePart, TableReader, as_text, file_kind, text_problem
 from ..data.titles import CategoryVocab, CharVocab, encode_titles
 from ..decide.decider import Decider, label_table
+from ..decide.probabilities import TopProbs
 from ..models.inference import title_top_probs
 
-# %% ../../nbs/use/20_predict.ipynb #bafd4418
+# %% ../../nbs/use/20_predict.ipynb #1f674e8d
 @dataclass
 class TitleLabeller:
     "Labels lists of titles with a network, and counts what it had to cut or leave without a category"
@@ -39,6 +41,8 @@ class TitleLabeller:
     min_confidence: float | None = None # accept from this confidence on; the decider's threshold if None
     bs: int = 128 # titles in a batch, at most
     device: torch.device | None = None # where to predict
+    fields: tuple = () # `TextField`s that `join_fields` has joined to the titles
+    _adapted_to: tuple = field(default=(None,) * 3, init=False, repr=False) # titles of `adapt`, `_top_probs` of them
     n_cut: int = field(default=0, init=False) # titles so far that were longer than `max_len`
     n_unlabelled: int = field(default=0, init=False) # rows so far that hold no title
 
@@ -61,12 +65,12 @@ class TitleLabeller:
         "Label some titles"
         reasons = [text_problem(title) for title in titles]
         texts = [title for title, reason in zip(titles, reasons) if not reason]
-        encoded = encode_titles(texts, self.char_vocab, self.max_len, warn=False)
-        self.n_cut += encoded.n_cut
         self.n_unlabelled += len(titles) - len(texts)
-        k = min(max(self.top_k, self.decider.k), len(self.vocab))
-        top = title_top_probs(self.net, encoded, k, self.bs, self.device, tail=False)
+        known_texts, top, n_cut = self._adapted_to
+        if texts != known_texts: top, n_cut = self._top_probs(texts, tail=False)
+        self.n_cut += n_cut
         shown = self.top_k if self.top_k > 1 else 0
+        if self.fields: titles = list(map(title_alone, titles))
         return label_table(titles, top, self.decider, self.vocab, shown, self.rule, self.min_confidence, reasons)
 
     def adapt(self,
@@ -74,9 +78,14 @@ class TitleLabeller:
     ):
         "Fit the rule for F1 on titles to be labelled"
         texts = [title for title in titles if not text_problem(title)]
-        encoded = encode_titles(texts, self.char_vocab, self.max_len, warn=False)
-        if len(texts): self.decider = self.decider.adapted(
-            title_top_probs(self.net, encoded, self.decider.k, self.bs, self.device))
+        if not texts: return
+        top, n_cut = self._top_probs(texts)
+        self.decider, self._adapted_to = self.decider.adapted(top), (texts, top, n_cut)
+
+    def _top_probs(self, texts: list, tail: bool = True) -> tuple[TopProbs, int]: # and how many titles were cut
+        encoded = encode_titles(texts, self.char_vocab, self.max_len, False, self.fields)
+        k = min(max(self.top_k, self.decider.k), len(self.vocab))
+        return title_top_probs(self.net, encoded, k, self.bs, self.device, tail=tail), encoded.n_cut
 
 # %% ../../nbs/use/20_predict.ipynb #22c44f38
 def label_titles(
@@ -98,7 +107,7 @@ def label_titles(
     labelled = pd.concat(tables, ignore_index=True) if tables else label([])
     return labelled if index is None else labelled.set_axis(index)
 
-# %% ../../nbs/use/20_predict.ipynb #cdbc0663
+# %% ../../nbs/use/20_predict.ipynb #306a940b
 MOST_ADAPTED = 20_000 # titles that a rule is fitted on
 
 def sample_file(
@@ -106,12 +115,13 @@ def sample_file(
     title_col: str | int, # column of titles
     size: int = MOST_ADAPTED, # titles to draw
     progress: bool = False, # show a bar after two seconds
+    fields: tuple = (), # `TextField`s to join to the titles
 ) -> tuple[list, int]: # titles, and how many there are in the file
     "Draw titles of a file at random, each with the same chance"
     rng, titles, draws, n = np.random.default_rng(0), [], np.empty(0), 0
-    reader = TableReader(source, [title_col])
+    reader = TableReader(source, [title_col], [f.name for f in fields])
     for part in tqdm(reader.parts(50_000), 'drawing titles', unit=' parts', disable=not progress, delay=2, leave=False):
-        of_part = as_text(part.df[title_col])
+        of_part = as_text(join_fields(part.df, fields, title_col))
         titles, draws, n = titles + of_part, np.concatenate([draws, rng.random(len(of_part))]), n + len(of_part)
         kept = np.sort(np.argsort(draws)[:size])
         titles, draws = [titles[i] for i in kept], draws[kept]
@@ -198,10 +208,10 @@ def _join(parts: list, path: Path, kind: str):
             if is_parquet: joined.write_table(pq.read_table(part))
             else: joined.write(part.read_bytes())
 
-# %% ../../nbs/use/20_predict.ipynb #1954d4ce
-def _label_part(part: TablePart, label: Callable, columns: Sequence | None) -> pd.DataFrame:
+# %% ../../nbs/use/20_predict.ipynb #d83e2466
+def _label_part(part: TablePart, label: Callable, columns: Sequence | None, fields: tuple = ()) -> pd.DataFrame:
     "Label the rows of a part in their order; a row of wrong shape gets its cells as title and no category"
-    titles = dict(zip(part.df.index, as_text(part.df.iloc[:, 0])))
+    titles = dict(zip(part.df.index, as_text(join_fields(part.df, fields, part.df.columns[0]))))
     rows = sorted([*titles, *(bad.row for bad in part.misshapen)])
     df = label([titles.get(row) for row in rows]).set_axis(rows)
     if part.misshapen: df = df.astype(dict(title=object, reason=object))
@@ -218,7 +228,7 @@ def _part_bytes(df: pd.DataFrame, path: Path, header: bool, spreadsheet: bool) -
     else: data = _as_tsv(df, header) if kind == 'tsv' else csv_bytes(df, header, spreadsheet)
     return gzip.compress(data, mtime=0) if path.suffix.lower() == '.gz' else data
 
-# %% ../../nbs/use/20_predict.ipynb #4a1d1f54
+# %% ../../nbs/use/20_predict.ipynb #95e1b932
 def _check_output(path: Path, source: Path | str) -> str:
     "Check the name of the output and give its kind"
     kind = file_kind(path, exists=False)
@@ -237,18 +247,18 @@ def _describe_source(reader: TableReader) -> dict:
     if reader.path == '-': return dict(source='-', run=uuid.uuid4().hex)
     return dict(source=str(reader.path.resolve()), state=reader.state)
 
-def _to_stdout(parts: Iterable[TablePart], label: Callable, columns: Sequence, header: bool) -> int:
+def _to_stdout(parts: Iterable[TablePart], label: Callable, columns: Sequence, header: bool, fields: tuple) -> int:
     "Write each part to the standard output as soon as it is labelled"
     n_rows = 0
     for part in parts:
-        df = _label_part(part, label, columns)
+        df = _label_part(part, label, columns, fields)
         with file_errors('standard output'):
             sys.stdout.buffer.write(_as_tsv(df, header and not n_rows))
             sys.stdout.buffer.flush()
         n_rows += len(df)
     return n_rows
 
-# %% ../../nbs/use/20_predict.ipynb #596a9f10
+# %% ../../nbs/use/20_predict.ipynb #9046ab7b
 def map_file(
     source: str | Path, # titles: TSV, CSV or Parquet, `.gz` on top of any, or '-' for the standard input
     path: str | Path, # the file to write, in the format that its name tells, or '-' for the standard output (TSV)
@@ -260,11 +270,12 @@ def map_file(
     progress: bool = True, # show a bar
     spreadsheet: bool = False, # write a CSV in which a spreadsheet finds no formulas (`escape_formulas`)
     prepare: Callable = noop, # called before the first title is labelled, when all arguments are checked
+    fields: tuple = (), # `TextField`s whose columns are joined to the titles
 ) -> int: # rows written
     """Label a file; what is written is whole or missing.
 
     Raises `CatalogError` if the file cannot be read, `FileError` if the other cannot be written."""
-    reader, header = TableReader(source, [title_col]), columns is not None
+    reader, header = TableReader(source, [title_col], [f.name for f in fields]), columns is not None
     _label_part(TablePart(pd.DataFrame(columns=[title_col]), []), label, columns)  # an absent column fails at once
     to_stdout, path = str(path) == '-', Path(path)
     kind = 'tsv' if to_stdout else _check_output(path, reader.path)
@@ -272,7 +283,7 @@ def map_file(
         raise CatalogError('only CSV is written for spreadsheets', path=path, remedy='Name a file that ends in .csv')
     if kind == 'tsv' and columns is None: columns = 'title', 'category'
     prepare()
-    if to_stdout: return _to_stdout(reader.parts(size), label, columns, header)
+    if to_stdout: return _to_stdout(reader.parts(size), label, columns, header, fields)
     job = _describe_source(reader) | dict(title_col=title_col, columns=columns, header=header, size=size,
                                                identity=identity, spreadsheet=spreadsheet)
     n_rows, parts, bar_format = 0, [], '{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]'
@@ -282,7 +293,7 @@ def map_file(
             parts.append(folder/f'{i:06}')
             if not parts[i].exists():
                 has_header = i == 0 and (header or kind != 'tsv')
-                data = _part_bytes(_label_part(part, label, columns), path, has_header, spreadsheet)
+                data = _part_bytes(_label_part(part, label, columns, fields), path, has_header, spreadsheet)
                 with whole_file(parts[i]) as f: f.write_bytes(data)
             n_rows += len(part.df) + len(part.misshapen)
             bar.set_postfix_str(quantity(n_rows, 'title'), refresh=False)
