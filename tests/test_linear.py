@@ -169,6 +169,19 @@ def test_a_rule_for_the_titles_of_a_file(fitted, tmp_path):
     assert not cat.predict(titles[:200], adapt=True)['category'].equals(cat.predict(titles[:200], adapt=False)['category'])
 
 
+def test_a_list_that_is_adapted_to_passes_the_networks_once(fitted, monkeypatch):
+    titles, n_seen = synthetic_catalog(1_200, 6, seed=4)['title'].tolist(), []
+    cat, top_probs = Categorizer.from_learner(fitted), predict.title_top_probs
+    def count(net, encoded, *args, **kwargs):
+        n_seen.append(len(encoded))
+        return top_probs(net, encoded, *args, **kwargs)
+    monkeypatch.setattr(predict, 'title_top_probs', count)
+    labelled = cat.predict(titles, top_k=3)
+    assert n_seen == [1_200] and labelled['category'].tolist() == cat.predict(titles)['category'].tolist()
+    cat.chunk_size = 500  # parts of the list are other titles than the list
+    assert cat.predict(titles, top_k=3).equals(labelled) and n_seen[2:] == [1_200, 500, 500, 200]
+
+
 def test_titles_are_drawn_from_all_of_a_file(tmp_path):
     pd.DataFrame(dict(title=[f'{i // 100}' for i in range(120_000)])).to_parquet(tmp_path/'t.parquet')
     drawn, n = predict.sample_file(tmp_path/'t.parquet', 'title', 12_000)
