@@ -91,11 +91,12 @@ def fit(learn: TitleLearner, n_epochs: int, bag: bool = False, lr: float = 1.) -
     return time.process_time() - start
 
 
-def train_default(labelled: pd.DataFrame, seed: int, minutes: float | None = None, fields: tuple = ()) -> tuple:
-    """Train what `bpv_train` trains on labelled titles and the `fields` that are joined to them, on the threads of
-    PyTorch. Returns the judged ensemble, whose `final` is the one to keep, the recipe, and the seconds"""
+def train_default(labelled: pd.DataFrame, seed: int, minutes: float | None = None, text: str = '') -> tuple:
+    """Train what `bpv_train` trains on labelled titles, with further columns of `text`, on the threads of PyTorch.
+
+    Returns the judged ensemble, whose `final` is the one to keep, the recipe, and the seconds."""
     start = time.perf_counter()
-    ensemble, recipe = train_labelled(labelled, TrainOptions(minutes=minutes, seed=seed), fields)
+    ensemble, recipe = train_labelled(labelled, TrainOptions(minutes=minutes, seed=seed, text=text))
     return ensemble, recipe, time.perf_counter() - start
 
 

@@ -27,15 +27,16 @@ runs = results/'fields'
 
 def default_scores(labelled: pd.DataFrame, test: pd.DataFrame, seed: int, fields: tuple) -> dict:
     "Score the default training"
-    learn, _, seconds = train_default(labelled, seed, fields=fields)
-    answers = Categorizer.from_learner(learn.final).predict(test['title'], decide='best', progress=False)
+    learn, _, seconds = train_default(labelled, seed, text=','.join(map(str, fields)))
+    answers = Categorizer.from_learner(learn.final).predict(test, decide='best', progress=False)
     return {'default': dict(f1=Judge(test)(answers['category']), seconds=seconds)}
 
 
 def member_scores(labelled: pd.DataFrame, test: pd.DataFrame, seed: int, fields: tuple) -> dict:
     "Score a linear model and a bag of n-grams, each trained on all labelled titles"
     set_seed(seed)
-    dls = TitleDataLoaders.from_split(labelled, test, bs=128, val_bs=256, seed=seed, fields=fields)
+    joined = [part.assign(title=join_fields(part, fields)) for part in (labelled, test)]
+    dls = TitleDataLoaders.from_split(*joined, bs=128, val_bs=256, seed=seed, fields=fields)
     linear, bag = linear_learner(dls), ngram_learner(dls, opt_func=Adam)
     with linear.quiet(): linear.fit()
     seconds = fit(bag, ngram_epochs(len(labelled)), bag=True, lr=bag.lr)
@@ -52,8 +53,7 @@ def run(catalog: str, n: int, seed: int, members: bool):
     for name, fields in (('title', ()), ('title and text', text_fields('text'))):
         kept = scores.setdefault(name, {})
         if ('linear' if members else 'default') in kept: continue
-        joined = [part.assign(title=join_fields(part, fields)) for part in (labelled, test)]
-        kept |= (member_scores if members else default_scores)(*joined, seed, fields)
+        kept |= (member_scores if members else default_scores)(labelled, test, seed, fields)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(scores, indent=1))
         print(catalog, n, seed, name, {k: round(v['f1'], 4) for k, v in kept.items() if isinstance(v, dict)}, flush=True)

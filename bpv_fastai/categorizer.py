@@ -79,7 +79,7 @@ def _training_report(dls, table: pd.DataFrame | None, n_judged: int) -> dict:
     return dict(train_titles=len(dls.train_ds), valid_titles=n_judged or len(dls.valid_ds),
                 categories=len(dls.vocab), scores=scores) | judged
 
-# %% ../nbs/50_categorizer.ipynb #467305c9
+# %% ../nbs/50_categorizer.ipynb #5db3a656
 def _labeller(
     model: SavedModel, top_k: int, decide: str | None, min_confidence: float | None, bs: int, device, precision: str,
 ) -> TitleLabeller:
@@ -112,7 +112,7 @@ def predict(self: Categorizer,
     label = _labeller(self, top_k, decide, min_confidence, bs, device, precision)
     if isinstance(titles, pd.DataFrame):
         selected = select_columns(titles, [title_col], [field.name for field in self.fields])
-        titles = join_fields(selected, self.fields, title_col)
+        titles = join_fields(selected, self.fields, title_col, strict=False)
     if hasattr(titles, '__len__') and not isinstance(titles, (str, bytes)):
         series = titles if isinstance(titles, pd.Series) else pd.Series(list(titles), dtype=object)
         sample = series[::-(-len(series) // MOST_ADAPTED) or 1]

@@ -31,7 +31,7 @@ def test_train_by_supplier(tmp_path):
     n, groups = report['valid_rows'], report['valid_groups']
     assert f'\non {n} titles of other suppliers ({groups} groups):\n' in ran.stdout and abs(n - 225) < 40
     assert report['group_col'] == 'supplier' and report['groups'] == 27 + 90 and 3 <= groups < 60
-    assert f"on {report['rows']} in all" in ran.stdout and report['rows'] + report['left_out'] == 900
+    assert 'on 900 in all' in ran.stdout and report['rows'] + report['not_judged'] == 900
     assert Categorizer.load(tmp_path/'model').report['group_col'] == 'supplier'
     ran = call('bpv_train', 'catalog.csv', '--group', 'shop', cwd=tmp_path)
     assert ran.returncode == 1 and "no column 'shop'" in ran.stderr

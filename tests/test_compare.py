@@ -190,7 +190,7 @@ def test_a_stopped_comparison_resumes_and_takes_more_contenders(split, tmp_path)
 def test_names_are_different(split):
     a = fakes(pd.concat(split), [], a=1.)
     for contenders in ([], a + a):
-        with pytest.raises(ValueError, match='different names'): compare_models(*split, contenders)
+        with pytest.raises(ValueError, match='names that differ'): compare_models(*split, contenders)
 
 
 # The picture
@@ -324,7 +324,7 @@ def test_copies_of_a_title_stay_together(catalog, monkeypatch):
     df = synthetic_catalog(200, 3, seed=2).drop_duplicates('title')
     pd.concat([df, df.assign(title=df['title'].str.upper() + '!')]).to_csv('c.csv', index=False)
     seen = []
-    def compare_nothing(train, test, *args): seen.append((train, test)); raise TitleError('enough')
+    def compare_nothing(train, test, *args, **kwargs): seen.append((train, test)); raise TitleError('enough')
     monkeypatch.setattr(command, 'compare_models', compare_nothing)
     with pytest.raises(SystemExit): bpv_compare('c.csv', threads=1)
     train, test = ({t.lower().strip('!') for t in part['title']} for part in seen[0])

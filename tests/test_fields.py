@@ -289,3 +289,17 @@ def test_commands_with_fields(tmp_path):
         ran = call('bpv_train', 'catalog.csv', '--text', wrong, '--out', 'other', cwd=tmp_path)
         assert ran.returncode == 1 and problem in ran.stderr and 'bpv_train: ' in ran.stderr
     assert not (tmp_path/'other').exists()
+
+
+def test_an_odd_cell_of_a_field_is_empty_when_titles_are_labelled(tmp_path):
+    df = pd.DataFrame(dict(title=['green tea', 'olive oil'] * 100, category=['tea', 'oil'] * 100, brand=['Acme', 'Bravo'] * 100))
+    dls = TitleDataLoaders.from_df(df.assign(title=df['title'] + df.index.astype(str)), text_cols=['brand'], verbose=False)
+    with (learn := linear_learner(dls)).quiet(): learn.fit()
+    cat = Categorizer.from_learner(learn)
+    odd = pd.DataFrame(dict(title=['green tea', 'olive oil'], brand=[float('inf'), True]))
+    empty = odd.assign(brand='')
+    assert cat.predict(odd).equals(cat.predict(empty))
+    odd['brand'] = [float('inf'), 1.]
+    odd.to_parquet(tmp_path/'t.parquet')
+    assert cat.predict_file(tmp_path/'t.parquet', tmp_path/'o.csv', progress=False) == 2
+    with pytest.raises(CatalogError, match='row 0.*brand'): read_catalog(odd.assign(category='a'), text_cols=['brand'], verbose=False)

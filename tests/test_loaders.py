@@ -202,3 +202,46 @@ def test_datasets_and_loaders_without_titles():
     empty = TitleDL(dls.train_ds.new_empty())
     with pytest.raises(ValueError, match='no titles'): empty.one_batch()
     with pytest.raises(ValueError, match='no titles'): empty.show_batch()
+
+
+def shops(n=900):
+    "A third of the titles is in a category that no other shop has"
+    df = synthetic_catalog(n, 6, seed=2)
+    df['shop'] = [f'shop {i % 9}' for i in range(n)]
+    alone = np.arange(n) // 9 % 3 == 0
+    df.loc[alone, 'category'] = 'only ' + df['shop'][alone]
+    return df
+
+
+def test_rows_that_cannot_judge_train_with_all_titles():
+    df = shops()
+    dls = TitleDataLoaders.from_df(df, group_col='shop', min_freq=1, verbose=False)
+    judged = {*dls.train_ds.titles.decode(), *dls.valid_ds.titles.decode()}
+    assert len(judged) < df['title'].nunique() and dls.c == df['category'].nunique()
+    everything = dls.with_all_titles()
+    assert everything.other_ds is None and len(everything.valid_ds) == 0
+    def rows(dset): return sorted(zip(dset.titles.decode(), dset.vocab.decode(dset.targets)))
+    assert rows(everything.train_ds) == sorted(zip(df['title'], df['category']))
+    whole = TitleDataLoaders.from_df(df, valid_pct=0, group_col='shop', min_freq=1, verbose=False).with_held_out(.3)
+    assert not set(whole.train_ds.groups) & set(whole.valid_ds.groups)
+    assert rows(whole.with_all_titles().train_ds) == rows(everything.train_ds)
+    assert whole.with_backwards().other_ds is whole.other_ds
+
+
+def test_recipes_of_groups_train_on_all():
+    from bpv_fastai.train import recipe
+    dls = TitleDataLoaders.from_df(shops(), group_col='shop', verbose=False)
+    before, recipe.MOST_FINAL = recipe.MOST_FINAL, 10
+    try: assert recipe.Recipe.for_loaders(dls).final and not recipe.Recipe.for_loaders(dls, final=False).final
+    finally: recipe.MOST_FINAL = before
+
+
+def test_decisions_are_fitted_on_some_groups_and_judged_on_others():
+    from bpv_fastai.learner import bpv_learner
+    dls = TitleDataLoaders.from_df(shops(), valid_pct=.5, group_col='shop', verbose=False)
+    learn = bpv_learner(dls, nh=8)
+    in_second = learn.f1_calibration._second_half(dls.valid)
+    groups = dls.valid_ds.groups[dls.valid.get_idxs()]
+    assert not set(groups[in_second]) & set(groups[~in_second]) and .25 <= in_second.mean() <= .75
+    dls.valid_ds.groups = np.where(dls.valid_ds.groups == groups[0], 0, 1) * 0  # one group cannot be halved
+    assert .4 < learn.f1_calibration._second_half(dls.valid).mean() < .6

@@ -133,3 +133,24 @@ def test_what_is_no_view_is_refused(names):
     (lambda: QRNN(20, 48, batch_first=False), 'batch_first')])
 def test_sizes_that_do_not_fit_are_refused(make, message):
     with pytest.raises(ValueError, match=message): make()
+
+
+def test_a_network_that_reads_the_begin_of_titles_is_saved(tmp_path):
+    from bpv_fastai.categorizer import Categorizer, OnnxCategorizer
+    from bpv_fastai.data.titles import CategoryVocab, CharVocab
+    from bpv_fastai.decide.decider import Decider
+    from bpv_fastai.models.average import TitleEnsemble, weights_checksum
+    char_vocab, vocab = CharVocab('abcdefghij '), CategoryVocab(['a', 'b', 'c'])
+    net = TitleClassifier(len(char_vocab), 3, nh=8, cell='qrnn', max_len=6)
+    unbounded = TitleClassifier(len(char_vocab), 3, nh=8, cell='qrnn')
+    unbounded.load_state_dict(net.state_dict())
+    assert weights_checksum(net) != weights_checksum(unbounded)
+    cat = Categorizer(TitleEnsemble([net]), char_vocab, vocab, Decider())
+    titles = ['abcd', 'abcde fghij', 'abcdeffff']
+    probs = cat.predict(titles, top_k=3)['probability_1']
+    assert probs[1] == probs[2] and probs[0] != probs[1]
+    loaded = Categorizer.load(cat.save(tmp_path/'model'))
+    assert loaded.ensemble.members[0].config['max_len'] == 6 and loaded.predict(titles, top_k=3)['probability_1'].equals(probs)
+    onnx = OnnxCategorizer(cat.to_onnx(tmp_path/'onnx', int8=False))
+    assert np.allclose(onnx.predict(titles, top_k=3)['probability_1'], probs, atol=1e-4)
+    with pytest.raises(ValueError, match='max_len is 0'): TitleClassifier(10, 3, max_len=0)

@@ -6,7 +6,7 @@
 __all__ = ['MOST_TEST_TITLES', 'train_labelled', 'BpvModel', 'fit_bpv', 'choose_contenders', 'share_to_judge', 'save_comparison',
            'bpv_compare']
 
-# %% ../../nbs/cli/55_compare.ipynb #28eb9ef2
+# %% ../../nbs/cli/55_compare.ipynb #f7d9d897
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,32 +20,24 @@ from threadpoolctl import threadpool_limits
 
 from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
-from .plan import TrainOptions, choose_recipe
+from .plan import TrainOptions, choose_recipe, labelled_loaders
 from ..data.catalog import catalog_report, read_catalog, split_catalog
 from ..data.errors import CatalogError, TitleError, quantity
-from ..data.fields import TextField
-from ..data.files import remove_folder, whole_file
+from ..data.files import whole_file
 from ..ensemble import Ensemble
 from ..models.precision import means_bf16
-from ..train.loaders import TitleDataLoaders
 from ..train.recipe import Recipe
 from ..use.compare import Comparison, Contender, compare_models, other_contenders
 from ..use.format import library_versions
 
-# %% ../../nbs/cli/55_compare.ipynb #009232ab
+# %% ../../nbs/cli/55_compare.ipynb #32296c78
 def train_labelled(
     labelled: pd.DataFrame, # `title`, `category`
     options: TrainOptions, # as those of `bpv_train`
-    fields: Sequence[TextField] = (), # that are joined to the titles
 ) -> tuple[Ensemble, Recipe]: # the judged ensemble, whose `final` is the one to keep, and what was trained
     "Train on labelled titles as `bpv_train` does, without files and output"
-    train, valid = split_catalog(labelled, options.valid_pct(len(labelled)), options.seed)
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    bs = options.bs or Recipe.for_catalog(len(train), device=device.type).bs
-    dls = TitleDataLoaders.from_split(
-        train, valid, bs=bs, val_bs=256, seed=options.seed, max_len=options.longest, device=device,
-        fields=fields)
-    bf16 = means_bf16(options.precision, device)
+    dls = labelled_loaders(labelled, options)
+    bf16 = means_bf16(options.precision, dls.device)
     recipe = choose_recipe(dls, options, bf16)
     return Ensemble.train(dls, recipe, options.seed, bf16=bf16, progress=False), recipe
 
@@ -129,7 +121,7 @@ def save_comparison(
     plt.close(fig)
     return paths
 
-# %% ../../nbs/cli/55_compare.ipynb #2d7760c5
+# %% ../../nbs/cli/55_compare.ipynb #6c5c422a
 @call_parse
 def bpv_compare(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -154,7 +146,6 @@ def bpv_compare(
         for path in catalog_report(df).write_bad_rows(folder): print(f'bad rows are listed in {path}')
         if df['category'].nunique() < 2: raise CatalogError('a comparison needs two categories at least', path=catalog)
         train, judging = split_catalog(df, share_to_judge(len(df), test), seed)
-        if fresh: remove_folder(results)
 
         for c in contenders:
             if not c.is_installed: print(f'{c.name} is left out, it is not installed: pip install {c.package}')
@@ -164,7 +155,7 @@ def bpv_compare(
               f"{len(train):,} labelled titles, {len(judging):,} test titles", flush=True)
         about = dict(seed=seed, threads=n_threads, device='cuda' if torch.cuda.is_available() else 'cpu')
         with threadpool_limits(n_threads, 'blas'):
-            compared = compare_models(train, judging, contenders, results, about)
+            compared = compare_models(train, judging, contenders, results, about, fresh=fresh)
         distributions = packages_distributions()
         packages = [name for c in contenders for name in distributions.get(c.module, [])]
         versions = library_versions('fastai', 'scikit-learn', *packages)

@@ -5,32 +5,30 @@
 # %% auto #0
 __all__ = ['train_catalog', 'bpv_train']
 
-# %% ../../nbs/cli/40_train.ipynb #498ef038
+# %% ../../nbs/cli/40_train.ipynb #3e0a1878
 import json, sys, time
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd, torch
+import pandas as pd
 from fastcore.imports import IN_NOTEBOOK
 from fastcore.script import call_parse
 
-from .plan import TrainOptions, describe_training, resumed_recipe, run_note
+from .plan import TrainOptions, describe_training, labelled_loaders, resumed_recipe, run_note
 from .report import judge_ensemble, judge_linear, result_table, save_picture
 from ..categorizer import Categorizer
 from .errors import column_option, command_errors, limit_threads
 from .evaluate import missing_threshold
-from ..data.catalog import catalog_report, group_ids, read_catalog, split_catalog
+from ..data.catalog import catalog_report, read_catalog, split_catalog
 from ..data.errors import quantity
 from ..data.fields import join_fields
 from ..data.files import whole_file
 from ..ensemble import Ensemble
 from ..models.precision import means_bf16
-from ..train.loaders import TitleDataLoaders
 from ..train.members import members_at_once
-from ..train.recipe import Recipe
 from ..use.format import library_versions
 
-# %% ../../nbs/cli/40_train.ipynb #d20329f2
+# %% ../../nbs/cli/40_train.ipynb #a25f81ba
 def train_catalog(
     df: pd.DataFrame, # the catalog, as `read_catalog` returns it
     options: TrainOptions, # what was asked for
@@ -41,26 +39,18 @@ def train_catalog(
         print(f'{out} holds a model, which this one replaces when it is trained; --out names another folder',
               flush=True)
     catalog = catalog_report(df)
-    fields = options.fields
-    texts = df.assign(title=join_fields(df, fields))
-    train, valid = split_catalog(texts, options.valid_pct(len(df)), options.seed, options.group)
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    bf16 = means_bf16(options.precision, device)
-    bs = options.bs or Recipe.for_catalog(len(train), device=device.type).bs
-    dls = TitleDataLoaders.from_split(
-        train, valid, path=out, bs=bs, val_bs=256, seed=options.seed, max_len=options.longest, device=device,
-        group_col=options.group, fields=fields)
-    begin = time.perf_counter()
-    judged_on, n_titles = f"{quantity(len(valid), 'title')} not trained on", len(train) + len(valid)
-    read_as = dict(fields=[asdict(field) for field in fields]) if fields else {}
+    dls = labelled_loaders(df, options, out)
+    device, train, valid = dls.device, dls.train_ds, dls.valid_ds
+    bf16, begin = means_bf16(options.precision, device), time.perf_counter()
+    judged_on = f"{quantity(len(valid), 'title')} not trained on"
+    read_as = dict(fields=[asdict(field) for field in options.fields]) if options.fields else {}
     if options.group is not None:
-        n_groups = len(set(group_ids(valid[options.group])))
+        n_groups, other = len(set(valid.groups)), len(df) - len(train) - len(valid)
         name = f'{options.group}s' if isinstance(options.group, str) else 'groups'
         judged_on = f"{quantity(len(valid), 'title')} of other {name} ({quantity(n_groups, 'group')})"
-        read_as |= dict(group_col=options.group, groups=catalog.groups, valid_groups=n_groups,
-                       left_out=len(df) - n_titles)
+        read_as |= dict(group_col=options.group, groups=catalog.groups, valid_groups=n_groups, not_judged=other)
     with resumed_recipe(dls, options, bf16, out) as recipe:
-        then = f', then on all {n_titles:,}' if recipe.final else ''
+        then = f', then on all {len(df):,}' if recipe.final else ''
         print(f'training {describe_training(recipe, bf16)} on {quantity(len(train), "title")}{then}, {device} '
               '(chosen where not given: --cell, --nh, --epochs, --minutes)', flush=True)
         learn = Ensemble.train(
@@ -71,7 +61,7 @@ def train_catalog(
         seconds = max(time.perf_counter() - begin, float(in_members))  # of the processes before a kill, too
         shares = learn.model.shares or 1 / len(learn.model.members)
         training = dict(
-            train_seconds=seconds, recipe=asdict(recipe), bs=bs, seed=options.seed, max_len=options.longest,
+            train_seconds=seconds, recipe=asdict(recipe), bs=dls.train.bs, seed=options.seed, max_len=options.longest,
             trained_on_all=recipe.final,
             members=[{name: value for name, value in row.items() if pd.notna(value)}
                      for row in learn.reports.assign(share=shares).to_dict('records')],
@@ -82,19 +72,21 @@ def train_catalog(
 
         save_picture(df, learn, out/'training.png')
         report = judge_ensemble(learn) | training
-        if options.plain and options.linear: report |= judge_linear(train, valid)
+        if options.plain and options.linear:
+            titles = df.assign(title=join_fields(df, options.fields))
+            report |= judge_linear(*split_catalog(titles, options.valid_pct(len(df)), options.seed, options.group))
         with whole_file(out/'report.json') as f: f.write_text(json.dumps(report, indent=1))
         if report['predicted_categories'] < 2:
             print('\nthe network gives every title the same category: it has seen too little; try more --epochs')
         print(f'\non {judged_on}:\n\n{result_table(report)}', flush=True)
-        if recipe.final: print(f'\nthe saved model was then trained on these titles, too, on {n_titles:,} in all')
+        if recipe.final: print(f'\nthe saved model was then trained on these titles, too, on {len(df):,} in all')
     missing = missing_threshold(cat.decider)
     if missing and cat.decider.is_fitted: print(f'\n{missing}')
     print(f'\nwritten to {out}: the model (categorizer.json, weights.safetensors), report.json, training.png')
     print(f'label your titles: bpv_predict {out} titles.tsv')
     return learn
 
-# %% ../../nbs/cli/40_train.ipynb #1e170c4c
+# %% ../../nbs/cli/40_train.ipynb #fda82ee8
 @call_parse
 def bpv_train(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
@@ -117,7 +109,7 @@ def bpv_train(
     nh: int = None, # width of a recurrent layer (the paper: 512); chosen by the number of titles
     bs: int = None, # titles in a batch; 128 on a CPU
     lr: float = None, # peak learning rate of the recurrent networks
-    longest: int = 512, # characters of a title that are read
+    longest: int = 512, # characters of a title that are read; of them recurrent networks on a CPU read the first 128
     seed: int = 42, # of the split and the weights
     checkpoint: float = 5., # minutes between two checkpoints
     fresh: bool = False, # start anew where a stopped run has left a checkpoint

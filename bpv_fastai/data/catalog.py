@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART_SIZE', 'title_keys', 'CatalogReport', 'catalog_report', 'select_columns', 'group_ids', 'read_catalog',
-           'split_groups', 'split_catalog', 'hold_out_groups', 'split_by_column', 'drop_unseen', 'drop_shared',
-           'plot_category_counts', 'plot_title_lengths']
+           'split_groups', 'split_parts', 'split_catalog', 'hold_out_groups', 'split_by_column', 'drop_unseen',
+           'drop_shared', 'plot_category_counts', 'plot_title_lengths']
 
 # %% ../../nbs/data/40_catalog.ipynb #c0285c6f
 import json, unicodedata, warnings
@@ -169,13 +169,15 @@ def _check_part(
     usable = pd.DataFrame(dict(df.items()) | columns).iloc[np.delete(np.arange(len(df)), positions)]
     return usable.astype(dict.fromkeys(texts, 'str')), bad
 
-# %% ../../nbs/data/40_catalog.ipynb #3f93603e
+# %% ../../nbs/data/40_catalog.ipynb #7069d0e8
 def group_ids(
     groups: Iterable, # (n,) names; missing or empty for a row that is a group of its own
 ) -> np.ndarray: # (n,) int64, equal for rows of the same group
-    "Number the groups of rows"
-    ids, names = pd.factorize(pd.Series(groups, dtype=object))
-    is_missing = (ids < 0) | np.isin(ids, np.flatnonzero(names == ''))
+    "Number the groups of rows; names that differ only in case, space or punctuation are one group"
+    groups = pd.Series(groups, dtype=object)
+    is_missing = (groups.isna() | (groups == '')).to_numpy()
+    keys = title_keys(groups.mask(is_missing, '').astype(str))
+    ids, names = pd.factorize(np.where(is_missing, None, keys))
     ids[is_missing] = len(names) + np.arange(is_missing.sum())
     return ids
 
@@ -235,7 +237,7 @@ def _bad_row_error(source: str, bad: list[BadCell], none_left: bool = False) -> 
     elif len(bad) > 1: problem += f'. {len(bad):,} cells or rows are bad in all'
     return CatalogError(problem, path=source, row=row, column=None if column == '' else column, remedy=remedy)
 
-# %% ../../nbs/data/40_catalog.ipynb #e5bf6879
+# %% ../../nbs/data/40_catalog.ipynb #86fe2c81
 def split_groups(
     keys: Iterable, # (n,) rows with the same key are a group, which is not divided
     strata: Iterable, # (n,) each stratum gives the same share of its groups, and keeps one
@@ -262,12 +264,12 @@ def split_groups(
     is_chosen[groups[rows[np.diff(strata[rows], append=-1) != 0]]] = False  # these keep their last group
     return is_chosen[groups]
 
-def split_catalog(
+def split_parts(
     df: pd.DataFrame, # `title`, `category`
     valid_pct: float = .25, # share of titles for validation, 0 to 1
     seed: int = 42, # the same seed gives the same split
     group_col: str | int | None = None, # column of groups, such as suppliers, of which validation has others
-) -> tuple[pd.DataFrame, pd.DataFrame]: # training and validation rows, in the order and with the index of `df`
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]: # training and validation rows, and those on neither side
     """Split by category at random, copies of a title together; or hold out whole groups, as `hold_out_groups` does.
 
     Raises `CatalogError` if validation would be empty."""
@@ -275,13 +277,22 @@ def split_catalog(
     keys, rng = title_keys(df['title']), np.random.default_rng(seed)
     if group_col is not None:
         is_train, is_valid = hold_out_groups(group_ids(df[group_col]), keys, df['category'], valid_pct, rng)
-        return df[is_train], df[is_valid]
+        return df[is_train], df[is_valid], df[~is_train & ~is_valid]
     is_valid = split_groups(keys, df['category'], valid_pct, rng)
     if valid_pct and not is_valid.any():
         titles, categories = quantity(len(set(keys)), 'distinct title'), quantity(df['category'].nunique(), 'category')
         raise CatalogError(f'{titles} in {categories} are too few to give a share of {valid_pct} to validation',
                            remedy='Add titles, or give a larger share to validation')
-    return df[~is_valid], df[is_valid]
+    return df[~is_valid], df[is_valid], df[:0]
+
+def split_catalog(
+    df: pd.DataFrame, # `title`, `category`
+    valid_pct: float = .25, # as in `split_parts`
+    seed: int = 42, # as in `split_parts`
+    group_col: str | int | None = None, # as in `split_parts`
+) -> tuple[pd.DataFrame, pd.DataFrame]: # training and validation rows, in the order and with the index of `df`
+    "Split as `split_parts` does, without the rows on neither side"
+    return split_parts(df, valid_pct, seed, group_col)[:2]
 
 # %% ../../nbs/data/40_catalog.ipynb #2a51e51d
 def hold_out_groups(

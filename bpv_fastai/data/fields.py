@@ -14,7 +14,7 @@ import pandas as pd
 from .errors import CatalogError
 from .tables import as_text, text_problem
 
-# %% ../../nbs/data/35_fields.ipynb #ea62a47a
+# %% ../../nbs/data/35_fields.ipynb #00858472
 @dataclass(frozen=True)
 class TextField:
     "A column of text beside the title. Raises `CatalogError` for a name that is no text, or a limit below 1"
@@ -34,22 +34,23 @@ def text_fields(
     "Describe columns of text by their names. Raises `CatalogError` for a name that is there twice"
     if isinstance(columns, str):
         parts = [name.strip().rpartition(':') for name in columns.split(',')]
-        columns = [TextField(name, int(limit)) if name and limit.isdecimal() else name + colon + limit
+        has_limit = lambda name, limit: name and limit.isdecimal() and len(limit) < 9
+        columns = [TextField(name, int(limit)) if has_limit(name, limit) else name + colon + limit
                    for name, colon, limit in parts]
     fields = tuple(c if isinstance(c, TextField) else TextField(c) for c in columns)
     names = [field.name for field in fields]
     if len(set(names)) < len(names): raise CatalogError(f'a column is named twice in {names}')
     return fields
 
-# %% ../../nbs/data/35_fields.ipynb #23435b8a
+# %% ../../nbs/data/35_fields.ipynb #f65b12a3
 SEPARATOR = '\x1f'  # between a title and its fields
 
-def _field_cells(column: pd.Series) -> list:
-    "Give the cells of a column as text, empty where they are missing. Raises `CatalogError` for one that is no text"
+def _field_cells(column: pd.Series, strict: bool) -> list:
+    "Give the cells of a column as text, empty where they are missing or, if not `strict`, no text"
     cells = as_text(column)
     for i, cell in enumerate(cells):
         if isinstance(cell, str): continue
-        if (problem := text_problem(cell)) != 'missing':
+        if strict and (problem := text_problem(cell)) != 'missing':
             raise CatalogError(problem, path='DataFrame', row=column.index.tolist()[i], column=column.name)
         cells[i] = ''
     return cells
@@ -58,10 +59,11 @@ def join_fields(
     df: pd.DataFrame, # titles and the columns of `fields`
     fields: Sequence[TextField], # columns to join to the title
     title_col: str | int = 'title', # column of titles
+    strict: bool = True, # raise for a field that is neither text nor number; otherwise leave it empty
 ) -> pd.Series: # of text, with the index of `df`
-    "Join titles and fields by `SEPARATOR`. Raises `CatalogError` for a field that is neither text nor number"
+    "Join titles and fields by `SEPARATOR`. Raises `CatalogError` for an odd field if `strict`"
     if not fields: return df[title_col]
-    titles, cells = as_text(df[title_col]), [_field_cells(df[field.name]) for field in fields]
+    titles, cells = as_text(df[title_col]), [_field_cells(df[field.name], strict) for field in fields]
     joined = [SEPARATOR.join(cell.replace(SEPARATOR, ' ') for cell in row)
               if isinstance(row[0], str) and row[0].strip() else row[0] for row in zip(titles, *cells)]
     return pd.Series(joined, df.index, dtype=object)

@@ -145,13 +145,16 @@ def fit_shares(
     shares[kept] = weights / weights.sum()
     return shares.tolist()
 
-# %% ../../nbs/models/60_average.ipynb #26403021
+# %% ../../nbs/models/60_average.ipynb #10f44b1c
 def weights_checksum(
     net: nn.Module, # a network or a `TitleEnsemble`
 ) -> int: # from 0 to 2^32-1
     "Compute a checksum of all that the probabilities of a network depend on"
     parts = [getattr(net, name, None) for name in ('average', 'backwards', 'shares')]
-    parts += [module.features for module in net.modules() if hasattr(module, 'features')]  # of hashed n-grams
+    for module in net.modules():
+        parts += [module.features] if hasattr(module, 'features') else []  # of hashed n-grams
+        more = getattr(module, 'segments', None), getattr(module, 'config', {}).get('max_len')
+        parts += list(filter(None, more))  # nothing, where a checksum of an earlier version knows nothing of them
     checksum = zlib.crc32(repr(parts).encode())
     for t in net.state_dict().values(): checksum = zlib.crc32(t.float().cpu().contiguous().numpy(), checksum)
     return checksum

@@ -55,7 +55,7 @@ class TitleEncoder(nn.Module):
         # in layers narrower than 256 its many small steps cost more than they save
         return bf16 and torch.is_grad_enabled() and self.nh >= 256 and is_plain_lstm(self.rnn)
 
-# %% ../../nbs/models/40_network.ipynb #af4947fc
+# %% ../../nbs/models/40_network.ipynb #e3a096f9
 class TitleClassifier(nn.Module):
     "Encoder, pooled views and one linear layer: token ids in, logits out (paper, section 4)"
     autocast = None  # torch.bfloat16 runs the encoder in it, with weights in float32 (see `TitleLearner.to_bf16`)
@@ -87,6 +87,6 @@ class TitleClassifier(nn.Module):
     def forward(self,
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
     ) -> Tensor: # (bs, categories) logits
-        x = x[:, :self.config['max_len']]
+        x = x[:, :self.config.get('max_len')]  # which networks that an earlier version has pickled lack
         with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext(): states = self.encoder(x)
         return self.head(states)[0]

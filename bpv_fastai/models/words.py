@@ -49,7 +49,7 @@ def separate_words(
     wide = torch.cat([f, torch.zeros_like(f[:, ::1 if has_ideographs else LONGEST_WORD])], 1)
     return torch.zeros_like(wide).scatter(1, to, f)
 
-# %% ../../nbs/models/57_words.ipynb #a564de3d
+# %% ../../nbs/models/57_words.ipynb #8ad95af6
 class WordClassifier(HashedNgrams):
     "Recurrent layers over words in both directions, pooled views and one linear layer: token ids in, logits out"
     def __init__(self,
@@ -87,11 +87,11 @@ class WordClassifier(HashedNgrams):
         x: Tensor, # (bs, longest) int64 token ids, padded with 0
     ) -> tuple[Tensor, Tensor]: # (bs, L, 1+sizes) table rows, 0 for none; (bs, L) words that begin up to the next place
         "Compute the table rows of the n-grams that begin at each place, first that of the word that begins behind it"
-        f, (*_, char_sizes) = self.fold[x], self.config.values()
+        f, char_sizes = self.fold[x], self.config['char_sizes']
         if f.device.type not in own_kernels: f = f.cpu()
         f = separate_words(f, self.features['n_letters'], self.has_ideographs)
         n_places = f.shape[1] + 1
-        f = F.pad(f, (1, max(1, *char_sizes)))
+        f = F.pad(f, (1, max([1, *char_sizes])))
         is_letter = f > 0
         begins = (is_letter[:, 1:] & ~is_letter[:, :-1])[:, :n_places]
         word = begins.long().cumsum(1)

@@ -162,7 +162,7 @@ def best_preds(
     columns = (np.concatenate(column)[input_order] for column in zip(*parts))
     return dict(zip(('preds', 'probs', 'targs', 'losses'), columns))
 
-# %% ../../nbs/train/30_callbacks.ipynb #eac0019d
+# %% ../../nbs/train/30_callbacks.ipynb #3860edb7
 def current_decider(
     learn: Learner, # that `F1Calibration` has calibrated, or not
 ) -> Decider: # unfitted, with a warning, if the learner has other weights by now
@@ -212,8 +212,7 @@ class F1Calibration(Callback):
     ):
         "Gather the probabilities of two halves of the titles, and fit the decider on them"
         dl = (self.learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
-        titles = pd.factorize(title_keys(dl.dataset.titles.decode())[dl.get_idxs()])[0]  # copies have one number
-        in_second = (np.random.default_rng(self.seed).permutation(titles.max() + 1) % 2 == 1)[titles]  # as `dl` orders
+        in_second = self._second_half(dl)
         net, n_models = self.learn.model, 1
         if self.weigh and len(net.members) > 1:
             shares = self._fit_shares(dl, in_second)
@@ -233,6 +232,15 @@ class F1Calibration(Callback):
         self.learn.fitted_decider = decider = Decider.fit(halves, self.precision, self.k, folds)
         decider.weights = weights_checksum(self.learn.model)
         if self.verbose and self.learn.logger != noop: print(decider.table.round(4).to_string())
+
+    def _second_half(self, dl: TitleDL) -> np.ndarray: # (n,) bool, in the order of `dl`
+        "Draw a half of the titles. Copies of a title stay together, and groups as suppliers where none is too large"
+        copies, groups = title_keys(dl.dataset.titles.decode()), dl.dataset.groups
+        for keys in [copies] if groups is None else [groups, copies]:
+            numbers = pd.factorize(keys[dl.get_idxs()])[0]
+            in_second = (np.random.default_rng(self.seed).permutation(numbers.max() + 1) % 2 == 1)[numbers]
+            if .25 <= in_second.mean() <= .75: break
+        return in_second
 
     def _fit_shares(self, dl: TitleDL, in_second: np.ndarray) -> list:
         "Fit shares on a sample of all titles, of the first and of the second half"

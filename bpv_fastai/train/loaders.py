@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['TitleDataset', 'TitleDL', 'show_table', 'TitleDataLoaders', 'as_series']
 
-# %% ../../nbs/train/10_loaders.ipynb #ab180492
+# %% ../../nbs/train/10_loaders.ipynb #3c16d989
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -15,8 +17,8 @@ from fastai.basics import (IN_NOTEBOOK, CrossEntropyLossFlat, DataLoader, DataLo
                            patch)
 
 from ..data.catalog import (CatalogReport, catalog_report, drop_shared, drop_unseen, group_ids,
-                                     hold_out_groups, read_catalog, select_columns, split_by_column, split_catalog,
-                                     split_groups, title_keys)
+                                     hold_out_groups, read_catalog, select_columns, split_by_column, split_groups,
+                                     split_parts, title_keys)
 from ..data.errors import CatalogError
 from ..data.fields import SEPARATOR, cut_fields, join_fields, shown_fields, text_fields
 from ..data.sampler import SortishSampler, cut_batches, sorted_order
@@ -62,12 +64,29 @@ class TitleDataset:
                              'TitleInterpretation.from_learner(learn) and learn.show_results()')
     def __getstate__(self): return self.__dict__ | {'_on': {}}  # a pickle leaves the tensors behind
 
-# %% ../../nbs/train/10_loaders.ipynb #28343c71
+# %% ../../nbs/train/10_loaders.ipynb #2300bc3f
 @patch
 def new_empty(self: TitleDataset) -> TitleDataset:
     "Return a dataset with the same vocabularies and no titles, for `export`"
     titles = encode_titles([], self.char_vocab, self.titles.max_len, fields=self.titles.fields)
     return TitleDataset(titles, self.vocab, np.empty(0, np.int64))
+
+@patch
+def take(self: TitleDataset,
+    rows: np.ndarray, # positions of titles
+) -> TitleDataset:
+    "Return some of the titles, in the order of `rows`"
+    groups = None if self.groups is None else self.groups[rows]
+    return TitleDataset(self.titles.take(rows), self.vocab, self.targets[rows], groups=groups)
+
+@patch
+def __add__(self: TitleDataset,
+    other: TitleDataset, # of the same vocabularies, with targets
+) -> TitleDataset:
+    "Return these titles and then others"
+    groups = None if self.groups is None or other.groups is None else np.concatenate([self.groups, other.groups])
+    return TitleDataset(self.titles + other.titles, self.vocab, np.concatenate([self.targets, other.targets]),
+                        groups=groups)
 
 # %% ../../nbs/train/10_loaders.ipynb #f6651f01
 class TitleDL(DataLoader):
@@ -200,10 +219,11 @@ def share(self: TitleDL,
     dl.sampler.rank, dl.sampler.world_size = rank, world_size
     return dl
 
-# %% ../../nbs/train/10_loaders.ipynb #aa334605
+# %% ../../nbs/train/10_loaders.ipynb #4c523815
 class TitleDataLoaders(DataLoaders):
     "Training and validation `TitleDL`s over one catalog; `report` holds what was read and which rows were left out"
     report = None  # the `CatalogReport` of the catalog
+    other_ds = None  # a `TitleDataset` that only `with_all_titles` trains on: rows of groups held out that cannot judge
     @classmethod
     def from_df(cls,
         df: pd.DataFrame | str | Path, # the catalog: a table, or a file that `read_catalog` reads
@@ -225,23 +245,22 @@ class TitleDataLoaders(DataLoaders):
     ) -> 'TitleDataLoaders':
         "Create loaders from a table. Raises `CatalogError` for one that cannot be learned from, with row and remedy"
         other_cols = () if valid_col is None else (valid_col,)
-        fields, left_out = text_fields(text_cols), 0
+        fields = text_fields(text_cols)
         df = read_catalog(df, title_col, category_col, on_bad, other_cols, False, group_col, fields)
         df = df.assign(title=join_fields(df, fields))
         if valid_col is None:
-            train, valid, shared = *split_catalog(df, valid_pct, seed, group_col), []
-            left_out = len(df) - len(train) - len(valid)
+            (train, valid, other), shared = split_parts(df, valid_pct, seed, group_col), []
         else:
-            train, valid = split_by_column(df, valid_col)
+            train, valid, other = *split_by_column(df, valid_col), None
             valid, shared = drop_shared(valid, train, on_bad)
         valid, unseen = drop_unseen(valid, train['category'] if vocab is None else vocab, on_bad)
         report, dropped = catalog_report(df), unseen + shared * (on_bad == 'drop')
         rest = CatalogReport.from_df(pd.concat([train, valid]), report.source) if dropped else report
         report = replace(rest, bad=report.bad + dropped, dropped=report.dropped + len(dropped), numbers=report.numbers,
                          shared=len(shared) * (on_bad != 'drop'), copies=rest.copies * (valid_col is None),
-                         groups=report.groups * (valid_col is None), left_out=left_out)
-        dls = cls.from_split(train, valid, path, min_freq, max_len, char_vocab, vocab, group_col, fields, seed=seed,
-                             **kwargs)
+                         groups=report.groups * (valid_col is None), left_out=0 if other is None else len(other))
+        dls = cls.from_split(train, valid, path, min_freq, max_len, char_vocab, vocab, group_col, fields, other,
+                             seed=seed, **kwargs)
         dls.report = report
         if verbose: print(report)
         return dls
@@ -257,6 +276,7 @@ class TitleDataLoaders(DataLoaders):
         vocab: CategoryVocab | None = None, # categories; those of the training titles if None
         group_col: str | int | None = None, # column of groups, which `with_held_out` keeps whole
         fields: tuple = (), # columns of text that `join_fields` has joined to `title`
+        other: pd.DataFrame | None = None, # rows that only `with_all_titles` trains on
         **kwargs # bs, val_bs, backwards, window, seed, device: as in `from_dsets`
     ) -> 'TitleDataLoaders':
         "Create loaders from checked rows. Raises `CatalogError` for a single category, or one that is not in `vocab`"
@@ -266,16 +286,19 @@ class TitleDataLoaders(DataLoaders):
             char_vocab = CharVocab.fit(cut, min_freq, always=SEPARATOR if fields else '')
         if fields and SEPARATOR not in char_vocab.chars:
             raise ValueError('char_vocab lacks the separator of fields: fit it with always=SEPARATOR')
-        vocab = vocab or CategoryVocab.fit(train['category'])
+        other = train[:0] if other is None else other
+        vocab = vocab or CategoryVocab.fit(pd.concat([train['category'], other['category']]))
         if len(vocab) < 2:
             raise CatalogError(f'all training titles are in one category, {vocab[0]!r}: there is nothing to learn')
         dsets = [TitleDataset(encode_titles(part['title'], char_vocab, max_len, False, fields), vocab,
-                              vocab.encode_known(part['category'])) for part in (train, valid)]
+                              vocab.encode_known(part['category'])) for part in (train, valid, other)]
         if group_col is not None:
-            groups = group_ids(pd.concat([train[group_col], valid[group_col]]))
-            for dset, ids in zip(dsets, np.split(groups, [len(train)])): dset.groups = ids
+            groups = group_ids(pd.concat([part[group_col] for part in (train, valid, other)]))
+            for dset, ids in zip(dsets, np.split(groups, np.cumsum(list(map(len, dsets))))): dset.groups = ids
         warn_cut(*(dset.titles for dset in dsets))
-        return cls.from_dsets(*dsets, path=path, **kwargs)
+        dls = cls.from_dsets(*dsets[:2], path=path, **kwargs)
+        if len(other): dls.other_ds = dsets[2]
+        return dls
 
     @classmethod
     def from_dsets(cls,
@@ -341,11 +364,11 @@ def test_dl(self: TitleDataLoaders,
     targets = None if categories is None else self.vocab.encode_known(categories)
     return self.valid.new(TitleDataset(encoded, self.vocab, targets), bs=bs or self.valid.bs)
 
-# %% ../../nbs/train/10_loaders.ipynb #04768fb3
+# %% ../../nbs/train/10_loaders.ipynb #481739e9
 def _copy_with(dls: TitleDataLoaders, *loaders: TitleDL) -> TitleDataLoaders:
     "Return loaders with the path, device and report of `dls`"
     copy = type(dls)(*loaders, path=dls.path, device=dls.device)
-    copy.report = dls.report
+    copy.report, copy.other_ds = dls.report, dls.other_ds
     return copy
 
 @patch
@@ -364,30 +387,29 @@ def with_train(self: TitleDataLoaders,
     "Return loaders with the same validation titles, and other titles to train on or another order of them"
     return _copy_with(self, self.train.new(dataset, shuffle=True, **kwargs), self.valid)
 
-# %% ../../nbs/train/10_loaders.ipynb #c540780d
+# %% ../../nbs/train/10_loaders.ipynb #ce5fd60f
 @patch
 def with_all_titles(self: TitleDataLoaders) -> TitleDataLoaders:
     "Return loaders that train on the validation titles, too, and validate on none"
-    train, valid = self.train_ds, self.valid_ds
-    both = TitleDataset(train.titles + valid.titles, train.vocab, np.concatenate([train.targets, valid.targets]))
-    if train.groups is not None and valid.groups is not None:
-        both.groups = np.concatenate([train.groups, valid.groups])
-    return _copy_with(self, self.train.new(both, shuffle=True), self.valid.new(valid.new_empty()))
+    everything = reduce(add, [self.train_ds, self.valid_ds, *([] if self.other_ds is None else [self.other_ds])])
+    copy = _copy_with(self, self.train.new(everything, shuffle=True), self.valid.new(self.valid_ds.new_empty()))
+    copy.other_ds = None
+    return copy
 
-# %% ../../nbs/train/10_loaders.ipynb #15ddbe03
+# %% ../../nbs/train/10_loaders.ipynb #1f833013
 @patch
 def with_held_out(self: TitleDataLoaders,
     share: float, # of the training titles, which validate instead of those there are
     seed: int = 42, # of the choice
 ) -> TitleDataLoaders:
-    "Return loaders that hold out some of their training titles, as `split_catalog` does"
+    "Return loaders that hold out some of their training titles, as `split_parts` does"
     train, rng = self.train_ds, np.random.default_rng(seed)
     keys, groups = title_keys(train.titles.decode()), train.groups
     if groups is None:
         is_valid = split_groups(keys, train.targets, share, rng)
         is_train = ~is_valid
     else: is_train, is_valid = hold_out_groups(groups, keys, train.targets, share, rng)
-    kept, held_out = (TitleDataset(train.titles.take(rows), train.vocab, train.targets[rows],
-                                   groups=None if groups is None else groups[rows])
-                      for rows in map(np.flatnonzero, (is_train, is_valid)))
-    return _copy_with(self, self.train.new(kept, shuffle=True), self.valid.new(held_out))
+    kept, held_out, other = map(train.take, map(np.flatnonzero, (is_train, is_valid, ~is_train & ~is_valid)))
+    copy = _copy_with(self, self.train.new(kept, shuffle=True), self.valid.new(held_out))
+    if len(other): copy.other_ds = other if self.other_ds is None else self.other_ds + other
+    return copy

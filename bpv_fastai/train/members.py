@@ -32,7 +32,7 @@ from .loaders import TitleDataLoaders, TitleDataset
 from .recipe import Member
 from .resume import Checkpoints, answering_signals
 
-# %% ../../nbs/train/60_members.ipynb #a7f45977
+# %% ../../nbs/train/60_members.ipynb #e669196e
 @dataclass
 class MemberSpec:
     "All that the weights of a member depend on"
@@ -54,7 +54,8 @@ class MemberSpec:
     ) -> 'MemberSpec': # as JSON gives it back: lists instead of tuples
         "Describe a member to be trained on `dls`. Raises `ValueError` for arguments that JSON cannot hold"
         data = 0
-        for dset in (dls.train_ds, dls.valid_ds)[:1 + fields.get('on_all', False)]:
+        dsets = [dls.train_ds] + [dls.valid_ds, dls.other_ds] * fields.get('on_all', False)
+        for dset in filter(None, dsets):
             data = zlib.crc32(dset.targets.tobytes(), zlib.crc32(dset.titles.buffer, data))
         spec = cls(member, data, dls.train.bs, dls.valid.bs, dls.train.sampler.window, **fields)
         try:  # numbers of NumPy become Python's

@@ -71,7 +71,7 @@ def ngram_epochs(
     "Return 42 for two thousand titles, 14 for thirty thousand, 7 for two hundred thousand"
     return round(min(42, max(5, 42 * (2_000 / max(1, n_titles))**.4)))
 
-# %% ../../nbs/train/50_recipe.ipynb #e19a6849
+# %% ../../nbs/train/50_recipe.ipynb #ecfe6764
 # From so many titles on wider LSTMs, smaller dropouts of QRNNs and larger batches on a GPU are worth it
 LARGE_CATALOG = 20_000  # titles; benchmarks/results/grid.json
 MOST_FINAL = 20_000  # titles up to which members are trained once more on all titles: .005 at 10,000, .0004 at 40,000
@@ -151,7 +151,10 @@ class Recipe:
         "Choose for the titles of loaders"
         train = dls.train_ds
         n_tokens = len(train.titles.buffer) / max(1, len(train))
-        return replace(cls.for_catalog(len(train), dls.c, n_tokens, dls.device.type, **given), bs=dls.train.bs)
+        recipe = cls.for_catalog(len(train), dls.c, n_tokens, dls.device.type, **given)
+        wanted = given.get('final', True) and not given.get('plain', False)
+        if wanted and train.groups is not None: recipe.final = True  # the groups held out are unlike the others
+        return replace(recipe, bs=dls.train.bs)
 
 # %% ../../nbs/train/50_recipe.ipynb #219549f4
 def hold_out(
@@ -160,16 +163,16 @@ def hold_out(
     "Return 500 of two thousand titles, 2,236 of forty thousand, 11,180 of a million"
     return max(1, round(min(n_titles / 4, 500 * (n_titles / 2_000)**.5)))
 
-# %% ../../nbs/train/50_recipe.ipynb #69f31308
+# %% ../../nbs/train/50_recipe.ipynb #e1b74551
 def training_speed(
     dls: TitleDataLoaders, # titles and categories
     nh: int = 128, # width of a recurrent layer
     bf16: bool = False, # train in bfloat16
     n_batches: int = 20, # to measure, after two that warm up
     cell: str = 'qrnn', # or 'lstm'
+    max_len: int | None = None, # tokens of a title that the network reads; all if None
 ) -> float: # titles a second of one network, on one thread if on a CPU
     "Measure how many titles a second one network trains on"
-    max_len = MOST_READ if dls.device.type == 'cpu' else None
     net = TitleClassifier(len(dls.char_vocab), dls.c, nh, cell=cell, max_len=max_len).to(dls.device).train()
     net.autocast = torch.bfloat16 if bf16 else None
     batches = cycle(dls.with_train().train)
@@ -197,7 +200,7 @@ def relative_cost(
     # measured: LSTM 1.9 at 192, 2.4 at 256, 7.7 (bf16) and 9.1 (float32) at 512; QRNN 1.6, 2.1, 5.9
     return (nh / 128)**dict(lstm=1.5, qrnn=1.25)[cell]
 
-# %% ../../nbs/train/50_recipe.ipynb #efc10121
+# %% ../../nbs/train/50_recipe.ipynb #c04e7c64
 # Share of the measured speed; optimizer, validation and the network on the next core take the remainder
 TRAINING_SHARE = .83  # benchmarks/minilm.py
 BAG_COST = .3  # of a bag of n-grams for a title, relative to a network 128 wide
@@ -215,7 +218,9 @@ def seconds(self: Recipe,
     def of(member: Member) -> float:
         if member.kind == 'linear': return linear_seconds(n_titles, n_categories, length)
         sizes = dict(nh=512, cell='lstm') | member.kwargs
-        cost = dict(ngrams=BAG_COST, words=WORDS_COST).get(member.kind) or relative_cost(sizes['nh'], sizes['cell'])
+        cost = dict(ngrams=BAG_COST, words=WORDS_COST).get(member.kind)
+        if cost is None: cost = relative_cost(sizes['nh'], sizes['cell'])
+        else: cost *= max(1, length / MOST_READ)  # they read all of a title, of which `speed` was measured on the begin
         return member.epochs * cost * n_titles / (speed * TRAINING_SHARE)
     ends = [0.] * at_once
     for duration in sorted(map(of, self.members * (1 + self.final)), reverse=True):

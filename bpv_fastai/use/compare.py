@@ -65,7 +65,7 @@ def saved_megabytes(
         model.save(Path(folder)/'model')
         return sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file()) / 1e6
 
-# %% ../../nbs/use/45_compare.ipynb #4e08c3a3
+# %% ../../nbs/use/45_compare.ipynb #350532fe
 def _fasttext_lines(titles: Iterable[str]) -> list:
     "Prepare titles for fastText, which takes a line each, reads no capitals here, and knows labels by their prefix"
     return [' '.join(title.lower().replace('__label__', ' ').split()) for title in titles]
@@ -121,8 +121,9 @@ def search_fasttext(
 ) -> FastTextModel:
     "Choose fastText's setting on titles held out, a fifth or 4,000, and train with it on all"
     setting = best_option(fit_fasttext, FASTTEXT_SETTINGS, titles, categories, most=len(titles))
-    model = fit_fasttext(setting, titles, categories)
-    if model is None: raise RuntimeError(f'fastText diverged with the setting {setting}')
+    while (model := fit_fasttext(setting, titles, categories)) is None:  # it may diverge on more titles
+        epochs, lr, *others = setting
+        setting = epochs, lr / 2, *others
     return model
 
 # %% ../../nbs/use/45_compare.ipynb #4bb7ae53
@@ -274,7 +275,7 @@ class Comparison:
         text = self.table.apply(lambda column: column.map(formats[column.name].format))
         return text.rename(columns=headings).rename_axis(None).to_string()
 
-# %% ../../nbs/use/45_compare.ipynb #53ac6016
+# %% ../../nbs/use/45_compare.ipynb #8d68fa4e
 def _checksum(*parts: object) -> str:
     "Identify titles, categories and options"
     digest = hashlib.sha256()
@@ -302,18 +303,20 @@ def compare_models(
     folder: str | Path | None = None, # keep each result here, and do not train those that are here
     options: dict | None = None, # what else results depend on; kept with them
     progress: bool = True, # print a line as each begins and ends
+    fresh: bool = False, # remove the results that are in the folder
 ) -> Comparison: # its `table` is a DataFrame
     """Train all contenders on the same titles, and judge them on the same others.
 
     Raises `ResumeError` if the folder holds results of other titles or options, `FileError` if it is in use."""
-    names = [c.name for c in contenders]
-    if len(set(names)) < len(names) or not names: raise ValueError(f'contenders need different names: {names}')
+    files = {c.name: re.sub(r'[^\w.+-]+', '_', c.name) + '.json' for c in contenders}
+    if len(set(files.values())) < len(contenders) or not files:
+        raise ValueError(f'contenders need names that differ in letters or digits: {[c.name for c in contenders]}')
     vocab = CategoryVocab(sorted({*train['category'], *test['category']}))
     targs = vocab.encode(test['category'])
     checksum = _checksum(*(df[name].tolist() for df in (train, test) for name in ('title', 'category')), options)
 
     def result_of(contender: Contender) -> Result:
-        path = folder and Path(folder)/(re.sub(r'[^\w.]+', '_', contender.name) + '.json')
+        path = folder and Path(folder)/files[contender.name]
         result, is_kept = path and _read_kept(path, checksum), True
         if result is None:
             if progress: print(f'{contender.name} trains …', flush=True)
@@ -327,7 +330,9 @@ def compare_models(
 
     if folder is None: return Comparison([result_of(c) for c in contenders], targs, len(vocab), len(train))
     with locked(folder, 'another comparison is at work in this folder'):
-        for path in sorted(Path(folder).glob('*.json')): _read_kept(path, checksum)  # before anything is trained
+        for path in sorted(Path(folder).glob('*.json')):
+            if fresh: path.unlink()
+            else: _read_kept(path, checksum)  # before anything is trained
         return Comparison([result_of(c) for c in contenders], targs, len(vocab), len(train))
 
 # %% ../../nbs/use/45_compare.ipynb #f9d63944

@@ -107,7 +107,7 @@ def label_titles(
     labelled = pd.concat(tables, ignore_index=True) if tables else label([])
     return labelled if index is None else labelled.set_axis(index)
 
-# %% ../../nbs/use/20_predict.ipynb #306a940b
+# %% ../../nbs/use/20_predict.ipynb #b7bab6f3
 MOST_ADAPTED = 20_000 # titles that a rule is fitted on
 
 def sample_file(
@@ -121,7 +121,7 @@ def sample_file(
     rng, titles, draws, n = np.random.default_rng(0), [], np.empty(0), 0
     reader = TableReader(source, [title_col], [f.name for f in fields])
     for part in tqdm(reader.parts(50_000), 'drawing titles', unit=' parts', disable=not progress, delay=2, leave=False):
-        of_part = as_text(join_fields(part.df, fields, title_col))
+        of_part = as_text(join_fields(part.df, fields, title_col, strict=False))
         titles, draws, n = titles + of_part, np.concatenate([draws, rng.random(len(of_part))]), n + len(of_part)
         kept = np.sort(np.argsort(draws)[:size])
         titles, draws = [titles[i] for i in kept], draws[kept]
@@ -208,10 +208,10 @@ def _join(parts: list, path: Path, kind: str):
             if is_parquet: joined.write_table(pq.read_table(part))
             else: joined.write(part.read_bytes())
 
-# %% ../../nbs/use/20_predict.ipynb #d83e2466
+# %% ../../nbs/use/20_predict.ipynb #cfe3dd40
 def _label_part(part: TablePart, label: Callable, columns: Sequence | None, fields: tuple = ()) -> pd.DataFrame:
     "Label the rows of a part in their order; a row of wrong shape gets its cells as title and no category"
-    titles = dict(zip(part.df.index, as_text(join_fields(part.df, fields, part.df.columns[0]))))
+    titles = dict(zip(part.df.index, as_text(join_fields(part.df, fields, part.df.columns[0], strict=False))))
     rows = sorted([*titles, *(bad.row for bad in part.misshapen)])
     df = label([titles.get(row) for row in rows]).set_axis(rows)
     if part.misshapen: df = df.astype(dict(title=object, reason=object))
