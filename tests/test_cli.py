@@ -63,7 +63,7 @@ def test_readme_train_evaluate_predict(tmp_path):
 def test_stopped_while_it_is_judged_it_trains_nothing_anew(tmp_path, monkeypatch, capsys):
     synthetic_catalog(400, 3).to_csv(tmp_path/'c.csv', index=False)
     monkeypatch.chdir(tmp_path)
-    def stops(*args): raise KeyboardInterrupt
+    def stops(*args, **kwargs): raise KeyboardInterrupt
     threads, options = torch.get_num_threads(), dict(epochs=1, nh=8, bs=32, threads=1)
     try:
         with monkeypatch.context() as m, pytest.raises(SystemExit):
@@ -282,7 +282,7 @@ def test_a_file_where_a_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize('titles, out, kept', [('t.tsv', 'o.tsv', True), ('t.tsv', '-', False), ('-', 'o.tsv', False)])
 def test_a_stopped_labelling_says_whether_it_resumes(tmp_path, monkeypatch, capsys, titles, out, kept):
-    def stops(*args): raise KeyboardInterrupt
+    def stops(*args, **kwargs): raise KeyboardInterrupt
     monkeypatch.setattr(Categorizer, 'load', stops)
     with pytest.raises(SystemExit): bpv_predict(str(tmp_path/'model'), titles, out, threads=1)
     assert ('the same command resumes with the rows that are missing' in capsys.readouterr().err) == kept
