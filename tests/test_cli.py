@@ -317,7 +317,7 @@ def test_a_run_that_resumes_keeps_its_recipe(tmp_path, monkeypatch):
     assert other.members != first.members
     given = recipe_of_a_stopped_run(dls, TrainOptions(minutes=1., cell='qrnn', nh=7, epochs=3, lr=.1), tmp_path)
     networks = [m for m in given.members if m.kind == 'bpv']
-    wanted = dict(epochs=3, lr_max=.1, kwargs=dict(nh=7, cell='qrnn'))
+    wanted = dict(epochs=3, lr_max=.1, kwargs=dict(nh=7, cell='qrnn', max_len=128))
     assert given.bs == 32 and all({name: getattr(m, name) for name in wanted} == wanted for m in networks)
 
 
