@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DistillationLoss', 'distill']
 
-# %% ../nbs/40_distill.ipynb #2383a2a4
+# %% ../nbs/40_distill.ipynb #b2b5d2ee
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -14,7 +14,7 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data.titles import Titles, encode_titles
+from .data.titles import encode_titles
 from .learner import TitleLearner, bpv_learner
 from .models.inference import top_probs
 from .train.loaders import TitleDataset
@@ -45,17 +45,14 @@ class DistillationLoss(CrossEntropyLossFlat):
         to_label = F.cross_entropy(logits, targ.clamp(min=0), reduction='none')
         return torch.where(targ < 0, to_teacher, self.weight * to_teacher + (1 - self.weight) * to_label).mean()
 
-# %% ../nbs/40_distill.ipynb #e57f85ac
+# %% ../nbs/40_distill.ipynb #930e7e2a
 def _soft_dataset(teacher: TitleLearner, unlabelled: Sequence[str] | None, k: int) -> TitleDataset:
     "Join training titles and titles without label (target -1), with the teacher's `k` largest probabilities of each"
     train = teacher.dls.train_ds
     titles, targets = train.titles, train.targets
     if unlabelled is not None and len(unlabelled):
         new = encode_titles(list(unlabelled), train.char_vocab, titles.max_len, fields=titles.fields)
-        titles = Titles(
-            np.concatenate([titles.buffer, new.buffer]),
-            np.concatenate([titles.offsets, titles.offsets[-1] + new.offsets[1:]]),
-            train.char_vocab, titles.n_cut + new.n_cut, titles.max_len, titles.fields)
+        titles = titles + new
         targets = np.concatenate([targets, np.full(len(new), -1)])
     dl = teacher.dls.valid.new(TitleDataset(titles, train.vocab), shuffle=False, drop_last=False)
     top = top_probs(teacher.model, dl, k)[np.argsort(dl.get_idxs())]

@@ -196,7 +196,7 @@ def warn_cut(
     problem = f'the characters after the first {titles[0].max_len} were cut off in {n_cut:,} of {n:,} titles'
     if n_cut: warnings.warn(TitleWarning(problem, remedy=Remedy('Set {max_len} to change this')), stacklevel=3)
 
-# %% ../../nbs/data/60_titles.ipynb #d93cdb34
+# %% ../../nbs/data/60_titles.ipynb #f908cfa6
 def encode_titles(
     titles: Sequence[str], # list, array or Series of text
     vocab: CharVocab, # vocabulary, fit on training titles
@@ -209,11 +209,13 @@ def encode_titles(
     if max_len < 1: raise ValueError('max_len must be at least 1')
     buffers, sizes, n_cut = [np.empty(0, vocab.dtype)], [np.zeros(1, np.int64)], 0
     for chunk in _text_chunks(titles if hasattr(titles, '__getitem__') else list(titles)):
-        if fields: cut, n_chunk = cut_fields(chunk, max_len, fields)
-        else: cut, n_chunk = [t[:max_len] for t in chunk], sum(len(t) > max_len for t in chunk)
-        lengths = np.fromiter(map(len, cut), np.int64, len(cut))
+        if fields: chunk, n_chunk = cut_fields(chunk, max_len, fields)
+        lengths = np.fromiter(map(len, chunk), np.int64, len(chunk))
+        if not fields:
+            n_chunk, lengths = int((lengths > max_len).sum()), np.minimum(lengths, max_len)
+            chunk = [t[:max_len] for t in chunk]
         n_cut += n_chunk
-        buffers.append(_encode_chunk(cut, lengths, vocab))
+        buffers.append(_encode_chunk(chunk, lengths, vocab))
         sizes.append(lengths + 2)
     encoded = Titles(np.concatenate(buffers), np.cumsum(np.concatenate(sizes)), vocab, n_cut, max_len, fields)
     if warn: warn_cut(encoded)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGEST_WORD', 'fold_words', 'separate_words', 'WordClassifier']
 
-# %% ../../nbs/models/57_words.ipynb #9dd0a2e1
+# %% ../../nbs/models/57_words.ipynb #ea25aea8
 import unicodedata
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .network import check_drop_mult
 from .ngrams import HashedNgrams, char_ngrams, fold_characters, own_kernels, table_rows, word_ngrams
 from .pooling import PoolingLinearClassifier, check_views
 from .qrnn import QRNN
@@ -49,7 +50,7 @@ def separate_words(
     wide = torch.cat([f, torch.zeros_like(f[:, ::1 if has_ideographs else LONGEST_WORD])], 1)
     return torch.zeros_like(wide).scatter(1, to, f)
 
-# %% ../../nbs/models/57_words.ipynb #8ad95af6
+# %% ../../nbs/models/57_words.ipynb #8ef58814
 class WordClassifier(HashedNgrams):
     "Recurrent layers over words in both directions, pooled views and one linear layer: token ids in, logits out"
     def __init__(self,
@@ -68,8 +69,7 @@ class WordClassifier(HashedNgrams):
         output_p: float = .7, # dropout before the linear layer
         drop_mult: float = 1., # multiplies all dropouts
     ):
-        if drop_mult < 0 or drop_mult * max(word_p, hidden_p, output_p) >= 1:
-            raise ValueError(f'drop_mult {drop_mult} makes a dropout of 1 or more, or below 0')
+        check_drop_mult(drop_mult, word_p, hidden_p, output_p)
         super().__init__(vocab_sz, fold, n_letters, n_rows, char_sizes, (1,))
         views = check_views(views)
         self.config = dict(vocab_sz=vocab_sz, n_categories=n_categories, fold=list(fold), n_letters=n_letters,
