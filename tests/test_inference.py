@@ -126,7 +126,9 @@ def test_several_callers_at_once(titles, ensemble):
         def call(i):
             top = title_top_probs(ensemble, titles, 5, n_threads=1 + i % 3)
             return top, torch.get_num_threads()
-        with ThreadPoolExecutor(4) as pool:
+        # threads that are there: PyTorch gives a new one what was set last, by any thread, when it first asks
+        started = threading.Barrier(4)
+        with ThreadPoolExecutor(4, initializer=lambda: (torch.get_num_threads(), started.wait())) as pool:
             for top, n_torch_threads in pool.map(call, range(12)):
                 assert np.array_equal(top.values, expected.values) and np.array_equal(top.ids, expected.ids)
             assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {2}
