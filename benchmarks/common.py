@@ -3,9 +3,9 @@ import json
 import os
 import platform
 import random
-import tempfile
 import time
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,7 @@ from bpv_fastai.models.inference import usable_cores
 from bpv_fastai.models.precision import means_bf16
 from bpv_fastai.train.callbacks import F1Calibration
 from bpv_fastai.train.loaders import TitleDL
+from bpv_fastai.use.compare import fasttext_ids, train_fasttext
 
 results = Path(__file__).parent/'results'
 
@@ -91,31 +92,21 @@ def fit(learn: TitleLearner, n_epochs: int, bag: bool = False, lr: float = 1.) -
     return time.process_time() - start
 
 
-def train_default(labelled: pd.DataFrame, seed: int, minutes: float | None = None, text: str = '') -> tuple:
-    """Train what `bpv_train` trains on labelled titles, with further columns of `text`, on the threads of PyTorch.
+def train_default(labelled: pd.DataFrame, seed: int, minutes: float | None = None, text: str = '',
+                  group: str | None = None) -> tuple:
+    """Train what `bpv_train` trains on labelled titles, on the threads of PyTorch.
 
+    It reads further columns of `text`, and judges on titles of other groups where a column of these is named.
     Returns the judged ensemble, whose `final` is the one to keep, the recipe, and the seconds."""
     start = time.perf_counter()
-    ensemble, recipe = train_labelled(labelled, TrainOptions(minutes=minutes, seed=seed, text=text))
+    ensemble, recipe = train_labelled(labelled, TrainOptions(minutes=minutes, seed=seed, text=text, group=group))
     return ensemble, recipe, time.perf_counter() - start
 
 
 # fastText
 
 
-def fasttext_model(titles, targs, **options):
-    "Train fastText on titles and category ids. Raises `ImportError` where it is not installed"
-    import fasttext
-    with tempfile.NamedTemporaryFile('w', suffix='.txt') as file:
-        file.write(''.join(f'__label__{y} {t}\n' for t, y in zip(titles, targs)))
-        file.flush()
-        return fasttext.train_supervised(file.name, verbose=0, thread=usable_cores(), **options)
-
-
-def fasttext_ids(model, titles) -> np.ndarray:
-    "Predict the category id of each title"
-    return np.array([int(labels[0].removeprefix('__label__')) for labels in model.predict(list(titles))[0]])
-
+fasttext_model = partial(train_fasttext, thread=usable_cores())
 
 # epochs, rate, words in a row, lengths of pieces
 fasttext_settings = [(25, .5, 2, (2, 5)), (50, .5, 2, (2, 5)), (25, 1., 1, (2, 5))]

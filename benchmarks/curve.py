@@ -48,8 +48,8 @@ def judged(learn: Ensemble, judge: Judge) -> dict:
 
 
 def ours(labelled: pd.DataFrame, judge: Judge, seed: int) -> dict:
-    "Score the default training, what was held out of it, and its members"
-    learn, recipe, seconds = train_default(labelled, seed)
+    "Score the default training, what was held out of it, and the members that have a share"
+    learn, recipe, seconds = train_default(labelled, seed, group='group' if 'group' in labelled else None)
     names, final = learn.reports['member'].tolist(), learn.final
     table = learn.decider.table
     held_out = dict(titles=len(learn.dls.valid_ds), best=table.loc[('best wins', 'raw'), 'f1'],
@@ -58,11 +58,12 @@ def ours(labelled: pd.DataFrame, judge: Judge, seed: int) -> dict:
         seconds=seconds, held_out=held_out, shares=dict(zip(names, learn.model.shares or [])), recipe=asdict(recipe),
         member_seconds=dict(zip(names, learn.reports['seconds'])), final=recipe.final, code=f'{code:08x}'))
     if recipe.final: scores['default, not trained on all'] = judged(learn, judge)
-    for i, name in enumerate(names):
-        is_it = np.arange(len(names)) == i
+    kept = learn.model.used if recipe.final else range(len(names))  # of the members, in `final`
+    for i, member in enumerate(kept):
+        name, is_it = names[member], np.arange(len(kept)) == i
         alone = judged(with_shares(final, is_it), judge)['best']
-        scores[name] = dict(f1=alone, seconds=learn.reports['seconds'][i])
-        rest = np.array(learn.model.shares or [1.] * len(names)) * ~is_it
+        scores[name] = dict(f1=alone, seconds=learn.reports['seconds'][member])
+        rest = np.array(final.model.shares or [1.] * len(kept)) * ~is_it
         if rest.any(): scores[f'without {name}'] = judged(with_shares(final, rest), judge)
     return scores
 

@@ -41,14 +41,15 @@ def labelled_split(catalog: str, n: int, seed: int, by: str = '') -> tuple[pd.Da
     """Draw `n` labelled titles (or all) and test titles, 8,000 (USDA: 20,000) or a quarter, in their categories.
 
     Without `by` they are drawn at random. With a column, 'supplier', or 'first word', no group of it has titles on both
-    sides: test titles come from elsewhere, as those of a new supplier do."""
+    sides: test titles come from elsewhere, as those of a new supplier do. The column is then `group`, too."""
     if catalog == 'usda' and not by: return usda_split(n, seed)[::2]
     df = one_of_copies(usda_foods()) if catalog == 'usda' else labelled_titles(catalog)
     df = df.sample(frac=1, random_state=seed).reset_index(drop=True)
     n_test = min(8_000, len(df) // 4)
     if by:
         groups = df['title'].str.split().str[0].str.lower() if by == 'first word' else df[by]
-        df, groups = df[groups.notna()], groups[groups.notna()]
+        df = df.assign(group=groups)[groups.notna()]
+        groups = df['group']
         sizes = groups.value_counts().loc[groups.unique()]  # in a random order
         in_test = groups.isin(sizes.index[sizes.cumsum() <= min(n_test, len(df) // 4)])
         train, test = df[~in_test][:n], df[in_test]

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['members_of', 'Ensemble', 'member_learner', 'snapshots']
 
-# %% ../nbs/30_ensemble.ipynb #24d754cc
+# %% ../nbs/30_ensemble.ipynb #e908a4bb
 import copy, warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.basics import Adam
@@ -28,7 +29,8 @@ from .models.ngrams import NgramBag
 from .models.words import WordClassifier
 from .train.callbacks import F1Calibration, WeightedF1, WeightedPrecision, WeightedRecall
 from .train.loaders import TitleDataLoaders
-from .train.members import MemberSpec, load_member, members_at_once, members_folder, train_members
+from .train.members import (MemberReport, MemberSpec, load_member, members_at_once, members_folder,
+                                      train_members)
 from .train.recipe import Member, Recipe, hold_out
 
 # %% ../nbs/30_ensemble.ipynb #21e7d0df
@@ -102,14 +104,14 @@ class Ensemble(TitleLearner):
 
     fit_linear_cycle = fit_one_cycle = fit_flat_cos = lr_find = fit
 
-# %% ../nbs/30_ensemble.ipynb #3ee51e6a
+# %% ../nbs/30_ensemble.ipynb #67fde4ae
 def member_learner(
     dls: TitleDataLoaders, # titles and categories
     spec: MemberSpec, # what the member is
 ) -> TitleLearner: # untrained
     "Build a member with its own seed for weights, dropout and the order of batches"
     set_seed(spec.seed)
-    member, dls = spec.member, dls.with_all_titles() if spec.on_all else dls
+    member = spec.member
     dls, kwargs = dls.with_backwards(member.backwards).with_train(seed=spec.seed), dict(member.kwargs)
     if member.optimizer == 'adam': kwargs['opt_func'] = Adam
     makers = dict(bpv=bpv_learner, ngrams=ngram_learner, linear=linear_learner, words=words_learner)
@@ -117,14 +119,14 @@ def member_learner(
     if spec.bf16: learn.to_bf16()
     return learn.remove_cb(learn.f1_calibration)
 
-# %% ../nbs/30_ensemble.ipynb #ae2fd74c
+# %% ../nbs/30_ensemble.ipynb #a57b2b05
 def _warn_of_divergence(specs: Sequence[MemberSpec], trained: Sequence[tuple]):
     "Warn of members that were trained at a lower rate than their spec's"
     for i, (spec, (learn, report)) in enumerate(zip(specs, trained)):
         first = spec.member.lr_max or learn.lr
         lr = report.scores.get('lr_max', first)
         if lr == first: continue
-        problem = f'member {i} ({spec.name}) diverged at a peak rate of {first:g} and was trained anew at {lr:g}'
+        problem = f'member {i} ({spec.member.name}) diverged at a peak rate of {first:g} and was trained anew at {lr:g}'
         remedy = spec.member.lr_max and Remedy('A lower {lr_max} spares the lost try')  # not where it chose its own
         warnings.warn(TitleWarning(problem, remedy=remedy), stacklevel=3)
 
@@ -143,39 +145,48 @@ def train(cls: Ensemble,
 ) -> Ensemble: # judged on the validation titles, with `reports`, a row for each member
     """Train members and average them; members of different kinds get fitted shares in an average of log-probabilities.
 
-    With `recipe.final` each member is trained once more on all titles: the attribute `final` is the ensemble of those,
-    the one to keep, with shares and decisions of the judged one, which is returned. Where there are no validation
-    titles, some are held out for it. A member that diverges is trained anew at half the rate, and a `TitleWarning`
-    says so. Raises `ResumeError` if `resume` finds members of another training, `TrainingDiverged` if a member
-    diverges at a low rate, too."""
+    With `recipe.final` each member that has a share is trained once more on all titles: the attribute `final` is the
+    ensemble of those, the one to keep, with shares and decisions of the judged one, which is returned. Where there are
+    no validation titles, some are held out for it. A member that diverges is trained anew at half the rate, and a
+    `TitleWarning` says so. Raises `ResumeError` if `resume` finds members of another training, `TrainingDiverged` if a
+    member diverges at a low rate, too."""
     check_average(average)  # before members train
     if recipe is None: recipe = Recipe.for_loaders(dls)
     if not recipe.members: raise ValueError('the recipe lists no members')
     if recipe.final and not len(dls.valid_ds):
         dls = dls.with_held_out(hold_out(len(dls.train_ds)) / len(dls.train_ds))
     twice = recipe.final and len(dls.valid_ds) > 0
-    specs = [MemberSpec.for_loaders(dls, member, seed=seed + i, bf16=bf16 and member.kind in ('bpv', 'words'),
-                                    minutes=minutes, on_all=on_all)
-             for on_all in ((False, True) if twice else (False,)) for i, member in enumerate(recipe.members)]
-    with members_folder(dls.path, specs, resume, keep) as folder:
+    kinds = {member.kind for member in recipe.members}
+
+    def trained(dls: TitleDataLoaders, members: dict, folder: Path, weigh: bool = False) -> Ensemble:
+        "Train members, each with the seed of its number"
+        specs = [MemberSpec.for_loaders(dls, member, seed=seed + i, bf16=bf16 and member.kind in ('bpv', 'words'),
+                                        minutes=minutes) for i, member in members.items()]
         train_members(dls, specs, member_learner, folder, n_jobs or members_at_once(dls.device, len(specs)), progress)
-        trained = [load_member(dls, spec, member_learner, folder, i) for i, spec in enumerate(specs)]
-        _warn_of_divergence(specs, trained)
-        n, kinds = len(recipe.members), {member.kind for member in recipe.members}
-        learns, curves = [learn for learn, _ in trained], [
-            replace(report, scores=dict(seed=spec.seed) | report.scores) for spec, (_, report) in zip(specs, trained)]
-        ensemble = cls(learns[:n], average, dls, progress, len(kinds) > 1 and average == 'log_prob')
-    ensemble.curves = curves[:n]
-    if twice:
-        ensemble._final = cls(learns[n:], average, learns[n].dls, progress)
-        ensemble.final.curves = curves[n:]
-        ensemble.final._take_decisions(ensemble)
-    return ensemble
+        done = [load_member(dls, spec, member_learner, folder, i) for i, spec in enumerate(specs)]
+        _warn_of_divergence(specs, done)
+        ensemble = cls([learn for learn, _ in done], average, dls, progress, weigh)
+        ensemble.curves = [replace(report, scores=dict(seed=spec.seed) | report.scores)
+                           for spec, (_, report) in zip(specs, done)]
+        return ensemble
+
+    with members_folder(dls.path, resume, keep) as folder:
+        judged = trained(dls, dict(enumerate(recipe.members)), folder, len(kinds) > 1 and average == 'log_prob')
+        if not twice: return judged
+        members = {i: _as_judged(recipe.members[i], judged.curves[i]) for i in judged.model.used}
+        judged._final = trained(dls.with_all_titles(), members, folder/'final')
+    judged.final._take_decisions(judged)
+    return judged
+
+def _as_judged(member: Member, report: MemberReport) -> Member:
+    "Return a member with what its training has chosen on titles held out"
+    if member.kind != 'linear': return member
+    return replace(member, kwargs=member.kwargs | dict(C=report.scores['C']))
 
 @patch
 def _take_decisions(self: Ensemble, judged: Ensemble):
-    "Decide as an ensemble of the same members does, which was judged on titles that these were trained on"
-    self.model.shares = judged.model.shares
+    "Decide as an ensemble does that was judged on titles that these members, which have a share in it, were trained on"
+    if judged.model.shares: self.model.shares = [judged.model.shares[i] for i in judged.model.used]
     self.fitted_decider = copy.copy(judged.decider)
     if self.fitted_decider.is_fitted: self.fitted_decider.weights = weights_checksum(self.model)
 

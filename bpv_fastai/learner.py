@@ -6,7 +6,7 @@
 __all__ = ['ADAM_RATE', 'TitleLearner', 'split_head', 'bpv_learner', 'ngram_learner', 'words_learner', 'LinearLearner',
            'linear_learner']
 
-# %% ../nbs/10_learner.ipynb #31c64d44
+# %% ../nbs/10_learner.ipynb #4bb12ae8
 import json, re, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ from .models.precision import has_native_bf16
 from .models.words import WordClassifier, fold_words
 from .train.callbacks import (BusyCores, F1Calibration, ReturnMemory, StopAtDivergence, WeightedF1,
                                         WeightedPrecision, WeightedRecall, current_decider, has_diverged)
-from .train.linear import fit_linear
+from .train.linear import C_OPTIONS, MOST_TO_CHOOSE_C, choose_C, fit_linear
 from .train.loaders import TitleDataLoaders, TitleDL, as_series
 from .train.optimizer import RowAdam
 from .train.resume import Checkpoints, StartsAnywhere
@@ -495,20 +495,28 @@ def words_learner(
     return _title_learner(dls, model, metrics, [_WeighNgrams(), *L(cbs)], opt_func=opt_func, lr=lr, wd=0., path=path,
                           loss_func=loss_func or LabelSmoothingCrossEntropyFlat(eps=.1), model_dir=model_dir)
 
-# %% ../nbs/10_learner.ipynb #72eb86d7
+# %% ../nbs/10_learner.ipynb #c277947f
 class LinearLearner(TitleLearner):
     "A `TitleLearner` over an `NgramLinear`, whose weights a solver finds"
+    C = None  # inverse strength of the regularization
     def fit(self,
         *args, # none: raises `TypeError` for epochs and rates
-        C: float = 1., # inverse strength of the regularization
         report: Callable | None = None, # called with the share that is done; a bar shows it if None
     ):
-        "Fit a support vector machine for each category, then validate and fit decisions"
+        "Fit a support vector machine for each category, then validate and fit decisions; chooses `C` where it is None"
         if args: self._has_no_rate()
         _check_titles(self)
+        train, valid = self.dls.train.new(shuffle=False, drop_last=False), self.dls.valid
         with tqdm(total=100, unit='%', leave=False, disable=report is not None or not hasattr(self, 'progress')) as bar:
-            fit_linear(self.model, self.dls.train.new(shuffle=False, drop_last=False), C,
-                       report or (lambda share: bar.update(round(100 * share) - bar.n)))
+            report = report or (lambda share: bar.update(round(100 * share) - bar.n))
+            begin = 0.  # share of the work that is done before the fit
+            if self.C is None and len(valid):
+                rows = np.random.default_rng(0).permutation(len(train.dataset))[:MOST_TO_CHOOSE_C]
+                begin = 1 - len(train.dataset) / (len(train.dataset) + len(C_OPTIONS) * len(rows))
+                part = train.new(train.dataset.take(rows))
+                self.C = choose_C(self.model, part, valid, lambda share: report(begin * share))
+            self.C = self.C or C_OPTIONS[0]
+            fit_linear(self.model, train, self.C, lambda share: report(begin + (1 - begin) * share))
         self.recorder.before_fit()
         if not len(self.dls.valid): return
         self.recorder.values = [[None, *self.validate()]]
@@ -524,8 +532,9 @@ class LinearLearner(TitleLearner):
 def linear_learner(
     dls: TitleDataLoaders, # titles and categories
     n_rows: int | None = None, # rows of the table of hashed n-grams, 2^14 to 2^19; by `ngram_sizes` if None
-    k: int | None = None, # categories that each n-gram keeps, at most; 32, and 64 of 500 categories and more, if None
+    k: int = 64, # categories that each n-gram keeps, at most
     counted: bool | None = None, # a piece that occurs often in a title weighs more; in titles of 64 tokens, if None
+    C: float | None = None, # inverse strength of the regularization; if None, `fit` chooses it on validation titles
     metrics=None, # accuracy and weighted precision, recall and F1 if None
     cbs=None, # further callbacks, for validation
     path: str | Path | None = None, # where models are saved; the `path` of `dls` if None
@@ -533,6 +542,8 @@ def linear_learner(
     "Create a `Learner` with a linear model of n-grams, as good as a linear SVM over TF-IDF of characters and words"
     n_rows, titles = n_rows or ngram_sizes(len(dls.train_ds))['n_rows'], dls.train_ds.titles
     if counted is None: counted = len(titles.buffer) >= 64 * len(titles)
-    model = NgramLinear(len(dls.char_vocab), dls.c, *fold_characters(dls.char_vocab.chars), n_rows,
-                        k or (32 if dls.c < 500 else 64), counted, **_segments(dls))
-    return _title_learner(dls, model, metrics, cbs, LinearLearner, path=path)
+    model = NgramLinear(len(dls.char_vocab), dls.c, *fold_characters(dls.char_vocab.chars), n_rows, k, counted,
+                        **_segments(dls))
+    learn = _title_learner(dls, model, metrics, cbs, LinearLearner, path=path)
+    learn.C = C
+    return learn

@@ -133,7 +133,7 @@ def test_side_by_side_each_has_one_thread(dls, tmp_path):
     specs = [members.MemberSpec.for_loaders(dls, Member(epochs=1, kwargs=dict(nh=8)), seed=i) for i in range(2)]
     torch.set_num_threads(2)
     try:
-        with members.members_folder(tmp_path, specs) as folder:
+        with members.members_folder(tmp_path) as folder:
             members.train_members(dls, specs, note_threads, folder, n_jobs=2, progress=False)
     finally: torch.set_num_threads(n_threads)
     notes = [(tmp_path/str(i)).read_text().split() for i in range(2)]

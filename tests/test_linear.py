@@ -18,6 +18,7 @@ from bpv_fastai.data.samples import synthetic_catalog
 from bpv_fastai.data.titles import CharVocab, encode_titles
 from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.learner import linear_learner
+from bpv_fastai.models import average
 from bpv_fastai.models.inference import TitleBatches
 from bpv_fastai.models.linear import NgramLinear
 from bpv_fastai.models.ngrams import fold_characters
@@ -77,7 +78,7 @@ def test_groups_of_categories_change_little(n_categories, monkeypatch):
     logits = []
     for size in (1, 32, 1_000):
         monkeypatch.setattr(linear, '_group_size', size)
-        learn, reports = linear_learner(dls, n_rows=2**12, k=99), []
+        learn, reports = linear_learner(dls, n_rows=2**12, k=99, C=1.), []
         with learn.quiet(): learn.fit(report=reports.append)
         assert reports[0] == 0 and reports[-1] < 1 and len(reports) == max(-(-len(set(df.category)) // size), min(4, len(set(df.category))))
         with torch.no_grad(): logits.append(learn.model(dls.valid.one_batch()[0]))
@@ -123,12 +124,45 @@ def test_final_members_are_those_of_all_titles(dls, n_jobs):
     torch.set_num_threads(1)
     try: judged = train(dls, n_jobs=n_jobs)
     finally: torch.set_num_threads(n_threads)
-    alone = linear_learner(dls.with_all_titles())
+    alone = linear_learner(dls.with_all_titles(), C=judged.curves[0].scores['C'])
     with alone.quiet(): alone.fit()
     assert torch.equal(judged.final.model.members[0].category_weights, alone.model.category_weights)
     assert not torch.equal(judged.model.members[0].category_weights, alone.model.category_weights)
     assert judged.final.model.shares == judged.model.shares and judged.final.decider.is_fitted
     assert judged.final.reports['member'].tolist() == ['linear', 'n-grams'] and 'weighted_f1' not in judged.final.reports
+
+
+@pytest.mark.parametrize('options', [(1., 1e-4), (1e-4, 1.)])
+def test_the_regularization_is_chosen_on_validation_titles(dls, options, monkeypatch):
+    monkeypatch.setattr(linear, 'C_OPTIONS', options)
+    learn, given = linear_learner(dls), linear_learner(dls, C=1.)
+    for each in (learn, given):
+        with each.quiet(): each.fit()
+    assert learn.C == 1 and torch.equal(learn.model.category_weights, given.model.category_weights)
+
+
+def test_members_without_a_share_are_not_trained_again(dls, monkeypatch):
+    "And the others are, with their own seeds and what was chosen on titles held out"
+    monkeypatch.setattr(average, 'members_ahead', lambda log_probs, *_: list(range(len(log_probs)))[1:])
+    judged = train(dls, [Member('bpv', 1, kwargs=dict(nh=8)), Member('linear'), Member('ngrams', 3, **bags)], seed=4)
+    assert judged.model.shares[0] == 0 and judged.final.reports['member'].tolist() == ['linear', 'n-grams']
+    assert judged.final.reports['seed'].tolist() == [5, 6] and judged.final.model.shares == judged.model.shares[1:]
+    assert judged.final.reports['C'][0] == judged.reports['C'][1]
+    titles = [dls.valid_ds[i][0] for i in range(50)]
+    with judged.final.quiet(): assert len(judged.final.decide(titles)) == 50
+
+
+def test_rows_that_cannot_judge_train_the_final_members_also_side_by_side():
+    df = synthetic_catalog(900, 6, seed=3)
+    train_part, valid, other = df[:500], df[500:700], df[700:]
+    dls = TitleDataLoaders.from_split(train_part, valid, other=other, bs=32, verbose=False)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: finals = [train(dls, n_jobs=n_jobs).final for n_jobs in (1, 2)]
+    finally: torch.set_num_threads(n_threads)
+    assert len(finals[0].dls.train_ds) == 900
+    first, second = (final.model.state_dict() for final in finals)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_without_validation_titles_some_are_held_out():

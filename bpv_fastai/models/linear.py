@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .ngrams import HashedNgrams
 
-# %% ../../nbs/models/55_linear.ipynb #81f7de5c
+# %% ../../nbs/models/55_linear.ipynb #5b1404fb
 class NgramLinear(HashedNgrams):
     "Sum the strongest category weights of hashed n-grams: token ids in, logits out"
     def __init__(self,
@@ -22,7 +22,7 @@ class NgramLinear(HashedNgrams):
         fold: Sequence[int], # for each token id the number of its character, 0 for white space: `fold_characters`
         n_letters: int | None = None, # the largest number of a letter; None where punctuation has the number 0
         n_rows: int = 2**18, # rows of the table, a power of 2
-        k: int = 32, # categories of each row, at most
+        k: int = 64, # categories of each row, at most
         counted: bool = False, # a piece that occurs often in a title weighs more
         char_sizes: Sequence[int] = (2, 3, 4, 5), # lengths of pieces
         word_sizes: Sequence[int] = (1, 2), # words in a row

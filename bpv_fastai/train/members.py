@@ -32,7 +32,7 @@ from .loaders import TitleDataLoaders, TitleDataset
 from .recipe import Member
 from .resume import Checkpoints, answering_signals
 
-# %% ../../nbs/train/60_members.ipynb #e669196e
+# %% ../../nbs/train/60_members.ipynb #634113c3
 @dataclass
 class MemberSpec:
     "All that the weights of a member depend on"
@@ -43,30 +43,22 @@ class MemberSpec:
     window: int # batches that are sorted together
     seed: int = 0 # of weights, dropout and the order of batches
     bf16: bool = False # train in bfloat16
-    on_all: bool = False # train on the validation titles, too
     minutes: float = field(default=5., compare=False) # between two checkpoints
 
     @classmethod
     def for_loaders(cls,
         dls: TitleDataLoaders, # titles and categories to train on
         member: Member, # what to train
-        **fields # other fields: seed, bf16, on_all, minutes
+        **fields # other fields: seed, bf16, minutes
     ) -> 'MemberSpec': # as JSON gives it back: lists instead of tuples
         "Describe a member to be trained on `dls`. Raises `ValueError` for arguments that JSON cannot hold"
-        data = 0
-        dsets = [dls.train_ds] + [dls.valid_ds, dls.other_ds] * fields.get('on_all', False)
-        for dset in filter(None, dsets):
-            data = zlib.crc32(dset.targets.tobytes(), zlib.crc32(dset.titles.buffer, data))
+        data = zlib.crc32(dls.train_ds.targets.tobytes(), zlib.crc32(dls.train_ds.titles.buffer))
         spec = cls(member, data, dls.train.bs, dls.valid.bs, dls.train.sampler.window, **fields)
         try:  # numbers of NumPy become Python's
             return msgspec.json.decode(msgspec.json.encode(spec, enc_hook=lambda number: number.item()), type=cls)
         except (AttributeError, TypeError):
             raise ValueError('arguments of the members must be numbers and text, '
                              'so that a process of its own can train each') from None
-
-    @property
-    def name(self) -> str: # as tables and messages have it
-        return self.member.name + ', on all titles' * self.on_all
 
 # %% ../../nbs/train/60_members.ipynb #2ea9f15e
 @dataclass
@@ -105,7 +97,7 @@ class ReportProgress(Callback):
         try: self.report(self.epoch * of_epoch + (self.iter + 1 if self.training else of_epoch))
         except OSError: self.learn.checkpoints.request_stop()
 
-# %% ../../nbs/train/60_members.ipynb #fc3bd4a5
+# %% ../../nbs/train/60_members.ipynb #e16cfdc4
 MOST_HALVINGS = 6  # of a rate at which a member diverges
 
 def train_member(
@@ -138,29 +130,27 @@ def train_member(
             halvings += 1
     is_linear = member.kind == 'linear'
     member_report = MemberReport.of(learn, time.monotonic() - begin if is_linear else checkpoints.seconds)
-    if not is_linear: member_report.scores |= dict(lr_max=lr)
+    member_report.scores |= dict(C=learn.C) if is_linear else dict(lr_max=lr)
     with whole_file(folder/f'{i}.scores') as f:
         f.write_bytes(msgspec.json.encode(member_report))
     with whole_file(folder/f'{i}.safetensors', SafetensorError) as f:
         save_file({name: t.cpu().contiguous() for name, t in learn.model.state_dict().items()}, f)
     checkpoint_of(halvings).unlink(missing_ok=True)
 
-# %% ../../nbs/train/60_members.ipynb #55667164
+# %% ../../nbs/train/60_members.ipynb #a94c7610
 @contextmanager
 def members_folder(
     path: str | Path, # folder of the loaders
-    specs: Sequence[MemberSpec], # members to train
     resume: bool = False, # keep what is done under `path`; otherwise in a temporary folder
     keep: bool = False, # with `resume`: keep the folder when the block succeeds, too
 ) -> Iterator[Path]:
-    "Yield the folder to train members in, and remove it when the block ends. Raises `ResumeError` if it holds others"
+    "Yield the folder to train members in, and remove it when the block ends"
     folder = Path(path)/'models'/'ensemble' if resume else Path(tempfile.mkdtemp())
     with locked(folder, 'another training is at work in this folder'):
-        try:
-            for i, spec in enumerate(specs): _note(folder/f'{i}.json', spec)
-            yield folder
+        try: yield folder
         except TrainingDiverged:  # another rate may follow, unless a member is done; a bag took only seconds
-            keep = any(s.member.kind != 'ngrams' and (folder/f'{i}.safetensors').exists() for i, s in enumerate(specs))
+            notes = (done.with_suffix('.json').read_bytes() for done in folder.rglob('*.safetensors'))
+            keep = any(msgspec.json.decode(note, type=MemberSpec).member.kind != 'ngrams' for note in notes)
             raise
         except BaseException as e:
             keep = True
@@ -169,14 +159,6 @@ def members_folder(
                                     'stopped; nothing is kept without resume=True') from None
         finally:
             if not (resume and keep): remove_folder(folder)
-
-def _note(path: Path, spec: MemberSpec):
-    "Write a spec, unless that of another member is written already"
-    try: is_other = path.exists() and msgspec.json.decode(path.read_bytes(), type=MemberSpec) != spec
-    except msgspec.DecodeError: is_other = True
-    if is_other: raise ResumeError('holds members of another training', path=path.parent,
-                                   remedy='Remove it to start anew')
-    with whole_file(path) as f: f.write_bytes(msgspec.json.encode(spec))
 
 # %% ../../nbs/train/60_members.ipynb #b159bde2
 def members_at_once(
@@ -215,7 +197,7 @@ def _signals_blocked():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../../nbs/train/60_members.ipynb #8a25d5e9
+# %% ../../nbs/train/60_members.ipynb #5605cc93
 # Python puts the current folder first on the path of a process that it starts by `-c` or `-m`, and would run a tqdm.py
 # that lies beside the catalog. A worker then gets the path of this process.
 _safe_path = dict(PYTHONSAFEPATH='1')
@@ -270,26 +252,37 @@ def _raise_error(future: Future, i: int, spec: MemberSpec):
     except TitleError: raise
     except TerminatedWorkerError:
         raise TitleError(
-            f'the process of member {i} ({spec.name}) was killed, as the system does when memory is short; the others '
-            'were stopped', remedy=Remedy('{resume} continues a training from its checkpoints; {n_jobs} trains one '
+            f'the process of member {i} ({spec.member.name}) was killed, as the system does when memory is short; the '
+            'others were stopped', remedy=Remedy('{resume} continues a training from its checkpoints; {n_jobs} trains one '
                                           'member after the other, in less memory', resume=True, n_jobs=1)) from None
     except (Exception, KeyboardInterrupt) as error:  # the second if only the member was stopped
         raise RuntimeError(f'member {i} failed: {error!r}') from error
 
-# %% ../../nbs/train/60_members.ipynb #4a65d4ea
+# %% ../../nbs/train/60_members.ipynb #12432f16
+def _note(path: Path, spec: MemberSpec):
+    "Write a spec, unless that of another member is written already"
+    try: is_other = path.exists() and msgspec.json.decode(path.read_bytes(), type=MemberSpec) != spec
+    except msgspec.DecodeError: is_other = True
+    if is_other: raise ResumeError('holds members of another training', path=path.parent,
+                                   remedy='Remove it to start anew')
+    with whole_file(path) as f: f.write_bytes(msgspec.json.encode(spec))
+
 def train_members(
     dls: TitleDataLoaders, # titles and categories
     specs: Sequence[MemberSpec], # what to train
     make_learner: Callable, # (dls, spec) -> an untrained learner; a function of a module, or of a notebook
-    folder: Path, # of `members_folder`
+    folder: Path, # of `members_folder`, or in it
     n_jobs: int = 1, # members trained side by side, each in a process of its own; 1 trains in this process
     progress: bool = True, # show a bar of all batches
 ):
-    "Train the members that `folder` does not hold yet. Raises `TrainingDiverged` at too high a rate"
+    """Train the members that `folder` does not hold yet.
+
+    Raises `ResumeError` if it holds those of another training, `TrainingDiverged` at too high a rate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, spec in enumerate(specs): _note(folder/f'{i}.json', spec)
     todo = {i: spec for i, spec in enumerate(specs) if not (folder/f'{i}.safetensors').exists()}
-    n_batches = {on_all: len((dls.with_all_titles() if on_all else dls).train) for on_all in {s.on_all for s in specs}}
-    with tqdm(total=sum(spec.member.epochs * n_batches[spec.on_all] for spec in todo.values()), unit=' batches',
-              disable=not progress, leave=False) as bar:
+    n_batches = sum(spec.member.epochs for spec in todo.values()) * len(dls.train)
+    with tqdm(total=n_batches, unit=' batches', disable=not progress, leave=False) as bar:
         if n_jobs > 1 and len(todo) > 1:
             _train_side_by_side(dls, todo, make_learner, folder, min(n_jobs, len(todo)), bar)
         else:

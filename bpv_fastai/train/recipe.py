@@ -7,7 +7,7 @@ __all__ = ['LARGE_CATALOG', 'MOST_FINAL', 'MOST_LINEAR', 'MOST_READ', 'TRAINING_
            'Member', 'default_epochs', 'small_epochs', 'word_epochs', 'ngram_epochs', 'linear_seconds', 'Recipe',
            'hold_out', 'training_speed', 'relative_cost']
 
-# %% ../../nbs/train/50_recipe.ipynb #2333c846
+# %% ../../nbs/train/50_recipe.ipynb #0471171f
 import math, time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from ..models.network import TitleClassifier, recurrent_cells
+from .linear import C_OPTIONS, MOST_TO_CHOOSE_C
 from .loaders import TitleDataLoaders
 
 # %% ../../nbs/train/50_recipe.ipynb #bbd7328f
@@ -200,7 +201,7 @@ def relative_cost(
     # measured: LSTM 1.9 at 192, 2.4 at 256, 7.7 (bf16) and 9.1 (float32) at 512; QRNN 1.6, 2.1, 5.9
     return (nh / 128)**dict(lstm=1.5, qrnn=1.25)[cell]
 
-# %% ../../nbs/train/50_recipe.ipynb #c04e7c64
+# %% ../../nbs/train/50_recipe.ipynb #226042a5
 # Share of the measured speed; optimizer, validation and the network on the next core take the remainder
 TRAINING_SHARE = .83  # benchmarks/minilm.py
 BAG_COST = .3  # of a bag of n-grams for a title, relative to a network 128 wide
@@ -216,7 +217,9 @@ def seconds(self: Recipe,
 ) -> float:
     "Estimate the seconds until all members are trained"
     def of(member: Member) -> float:
-        if member.kind == 'linear': return linear_seconds(n_titles, n_categories, length)
+        if member.kind == 'linear':
+            n_choosing = 0 if 'C' in member.kwargs else len(C_OPTIONS) * min(n_titles, MOST_TO_CHOOSE_C)
+            return linear_seconds(n_titles + n_choosing, n_categories, length)
         sizes = dict(nh=512, cell='lstm') | member.kwargs
         cost = dict(ngrams=BAG_COST, words=WORDS_COST).get(member.kind)
         if cost is None: cost = relative_cost(sizes['nh'], sizes['cell'])
