@@ -28,6 +28,7 @@ from bpv_fastai.data.titles import CharVocab, encode_titles
 from bpv_fastai.distill import distill
 from bpv_fastai.ensemble import Ensemble
 from bpv_fastai.learner import TitleLearner, bpv_learner, ngram_learner
+from bpv_fastai.models import average
 from bpv_fastai.models.average import TitleEnsemble, fit_shares, members_ahead
 from bpv_fastai.models.inference import gather_titles
 from bpv_fastai.models.network import TitleClassifier
@@ -574,6 +575,7 @@ def test_members_that_are_left_out(n_members, n_categories, seed, z):
     "Against a loop over titles: who is left out is worse by z standard errors than the others are without"
     knowledge = np.random.default_rng(seed).uniform(0, 3, n_members)
     log_probs, targs = some_members(200, n_categories, knowledge, seed)
+    log_probs = [average._best_scale(lp, targs) * lp for lp in log_probs]  # `fit_shares` then leaves them as they are
     def right(members):
         return np.array([int(sum(log_probs[m][i] for m in members).argmax()) == int(targs[i])
                          for i in range(len(targs))], float)
@@ -581,7 +583,7 @@ def test_members_that_are_left_out(n_members, n_categories, seed, z):
     while len(kept) > 1:
         gains = {m: right([o for o in kept if o != m]) - right(kept) for m in kept}
         worst = max(kept, key=lambda m: gains[m].mean())
-        if gains[worst].mean() <= z * gains[worst].std() / len(targs)**.5: break
+        if gains[worst].sum() <= z * ((gains[worst]**2).sum() + 4)**.5: break
         kept.remove(worst)
     assert members_ahead(log_probs, targs, z) == kept
     shares = fit_shares(log_probs, targs, z=z)
@@ -668,6 +670,7 @@ def test_few_titles_pull_shares_together():
     rows = []
     for n in (20, 2_000):
         log_probs, targs = some_members(n, 20, (2., 2., 2.), n)
+        log_probs = [average._best_scale(lp, targs) * lp for lp in log_probs]
         rows.append([max(fit_shares(log_probs, targs, pull, np.inf)) for pull in (0., 20., 1e6)])
     few, many = np.array(rows) - 1 / 3
     assert few[0] > .05 and few[1] < .7 * few[0] and abs(many[1] - many[0]) < .01 and abs(few[2]) < 1e-3

@@ -95,11 +95,11 @@ class TitleEnsemble(nn.Module):
         return average_log_probs((F.log_softmax(y.float(), -1) for y in logits), self.average,
                                  self.shares and [self.shares[i] for i in used])
 
-# %% ../../nbs/models/60_average.ipynb #2eba4aaa
+# %% ../../nbs/models/60_average.ipynb #3440479c
 def members_ahead(
     log_probs: Sequence[Tensor], # (n, categories) of each member, for titles that no member was trained on
     targs: Tensor, # (n,) their category ids
-    z: float = 2., # standard errors by which the others must be ahead
+    z: float = 1., # standard errors by which the others must be ahead
 ) -> list: # positions of the members to keep, at least one
     "Leave out, one after the other, each member without which significantly more titles are right"
     def is_right(members): return (sum(log_probs[i] for i in members).argmax(1) == targs).float()
@@ -108,12 +108,13 @@ def members_ahead(
         right = is_right(kept)
         gains = {i: is_right([j for j in kept if j != i]) - right for i in kept}
         worst = max(kept, key=lambda i: gains[i].mean())
-        standard_error = gains[worst].std(unbiased=False) / len(targs)**.5
-        if not gains[worst].mean() > z * standard_error: break
+        # as if two more titles spoke for the member, and two against it: one title or two decide nothing
+        standard_error = (gains[worst].square().sum() + 4).sqrt()
+        if not gains[worst].sum() > z * standard_error: break
         kept.remove(worst)
     return kept
 
-# %% ../../nbs/models/60_average.ipynb #f55ebc41
+# %% ../../nbs/models/60_average.ipynb #62024a1e
 LEAST_SHARE = .02 # a member with less does not pay for its time, and is left out
 
 def _best_scale(log_probs: Tensor, targs: Tensor) -> float:
@@ -124,10 +125,12 @@ def _best_scale(log_probs: Tensor, targs: Tensor) -> float:
 def fit_shares(
     log_probs: Sequence[Tensor], # (n, categories) of each member, for titles that no member was trained on
     targs: Tensor, # (n,) their category ids
-    pull: float = 200., # towards equal shares, as strong as so many titles; 0 for none
-    z: float = 2., # as in `members_ahead`
+    pull: float = 500., # towards equal shares of calibrated members, as strong as so many titles; 0 for none
+    z: float = 1., # as in `members_ahead`
 ) -> list: # a share for each member, 1 in all
-    "Leave out members that the others are ahead without, and fit the shares of those that remain"
+    "Calibrate members, leave out those that the others are ahead without, and fit the shares of those that remain"
+    scales = np.array([_best_scale(lp, targs) for lp in log_probs])
+    log_probs = [float(scale) * lp for scale, lp in zip(scales, log_probs)]
     kept = members_ahead(log_probs, targs, z)
     scale = _best_scale(sum(log_probs[i] for i in kept) / len(kept), targs)
     def loss_and_gradient(weights):
@@ -140,6 +143,7 @@ def fit_shares(
         return loss.item(), w.grad.cpu().double().numpy()  # Apple's GPUs have no float64
     weights = minimize(loss_and_gradient, np.full(len(kept), 1 / len(kept)), jac=True,
                        bounds=[(1e-6, 1)] * len(kept)).x
+    weights *= scales[kept]
     weights[weights < LEAST_SHARE * weights.sum()] = 0
     shares = np.zeros(len(log_probs))
     shares[kept] = weights / weights.sum()
