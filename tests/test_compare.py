@@ -331,6 +331,45 @@ def test_copies_of_a_title_stay_together(catalog, monkeypatch):
     assert train and test and not train & test and len(seen[0][1]) == pytest.approx(len(df) / 2, abs=4)
 
 
+def test_titles_of_other_groups_judge_and_ours_is_told(catalog, monkeypatch, capsys):
+    df, seen = synthetic_catalog(400, 4, seed=3), []
+    df['shop'] = [f'shop {i % 16}' for i in range(len(df))]
+    df.to_csv('c.csv', index=False)
+    def note(train, test, contenders, *args): seen.append((train, test, contenders)); raise TitleError('enough')
+    monkeypatch.setattr(command, 'compare_models', lambda *args, fresh: note(*args))
+    with pytest.raises(SystemExit): bpv_compare('c.csv', group='shop', only='svm,bpv', minutes='1', threads=1)
+    train, test, (svm, ours) = seen[0]
+    assert len(test) == pytest.approx(100, abs=15) and not set(train['shop']) & set(test['shop'])
+    assert ours.fit.keywords['groups'] == train['shop'].tolist() and 'groups' not in getattr(svm.fit, 'keywords', {})
+    with pytest.raises(SystemExit) as end: bpv_compare('c.csv', group='brand', threads=1)
+    assert "no column 'brand'" in end.value.code
+
+
+def test_all_read_the_text_and_ours_as_a_field(catalog, monkeypatch):
+    df, seen = synthetic_catalog(400, 4, seed=3), []
+    df['title'], df['word'] = 'thing ' + df.index.astype(str), df['category'].str.lower() + ' indeed'
+    df.to_csv('c.csv', index=False)
+    def note(train, test, contenders, *args): seen.append((train, test)); raise TitleError('enough')
+    monkeypatch.setattr(command, 'compare_models', lambda *args, fresh: note(*args))
+    with pytest.raises(SystemExit): bpv_compare('c.csv', text='word:90', only='svm,bpv', minutes='1', threads=1)
+    train, test = seen[0]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(command, 'choose_recipe', lambda *args: Recipe([Member('linear')]))
+        ours = fit_bpv(train['title'], train['category'], TrainOptions(text='word:90'))
+    assert ours.cat.fields[0].name == 'word' and ours.cat.fields[0].max_len == 90
+    for model in (ours, linear_svm(train['title'], train['category'], C=1.)):
+        assert (np.array(model.predict(test['title'].tolist())) == test['category']).mean() > .9
+
+
+def test_groups_decide_which_titles_are_held_out():
+    df, seen = synthetic_catalog(400, 4, seed=3), []
+    groups = [f'shop {i % 16}' for i in range(len(df))]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(command, 'choose_recipe', lambda dls, *args: seen.append(dls) or Recipe([Member('linear')]))
+        fit_bpv(df['title'], df['category'], TrainOptions(group='shop'), groups)
+    assert not set(seen[0].train_ds.groups) & set(seen[0].valid_ds.groups)
+
+
 def test_mistakes_end_in_one_line(catalog, capsys):
     pd.DataFrame(dict(title=['a', 'b', 'c', 'd'], category=['x'] * 4)).to_csv('one.csv', index=False)
     pd.DataFrame(dict(title=['a', None], category=['x', 'y'])).to_csv('bad.csv', index=False)

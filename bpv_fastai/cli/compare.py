@@ -6,10 +6,10 @@
 __all__ = ['MOST_TEST_TITLES', 'train_labelled', 'BpvModel', 'fit_bpv', 'choose_contenders', 'share_to_judge', 'save_comparison',
            'bpv_compare']
 
-# %% ../../nbs/cli/55_compare.ipynb #f7d9d897
+# %% ../../nbs/cli/55_compare.ipynb #7bee4a70
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -23,6 +23,7 @@ from .errors import column_option, command_errors, limit_threads
 from .plan import TrainOptions, choose_recipe, labelled_loaders
 from ..data.catalog import catalog_report, read_catalog, split_catalog
 from ..data.errors import CatalogError, TitleError, quantity
+from ..data.fields import SEPARATOR, join_fields
 from ..data.files import whole_file
 from ..ensemble import Ensemble
 from ..models.precision import means_bf16
@@ -41,7 +42,7 @@ def train_labelled(
     recipe = choose_recipe(dls, options, bf16)
     return Ensemble.train(dls, recipe, options.seed, bf16=bf16, progress=False), recipe
 
-# %% ../../nbs/cli/55_compare.ipynb #29686ed0
+# %% ../../nbs/cli/55_compare.ipynb #282e7a7f
 @dataclass
 class BpvModel:
     "A model of this library, as a comparison uses it"
@@ -60,26 +61,34 @@ class BpvModel:
         self.cat.save(path)
 
 def fit_bpv(
-    titles: Sequence[str], # training titles
+    titles: Sequence[str], # training titles; with `options.text`, as `join_fields` has them
     categories: Sequence[str], # a category for each
     options: TrainOptions, # as those of `bpv_train`
+    groups: Sequence[str] | None = None, # a group for each title, where the options name a column of them
 ) -> BpvModel:
     "Train this library's default"
-    learn, _ = train_labelled(pd.DataFrame(dict(title=list(titles), category=list(categories))), options)
+    names = [field.name for field in options.fields]
+    rows = [title.split(SEPARATOR) for title in titles] if names else list(titles)
+    df = pd.DataFrame(rows, columns=['title', *names])
+    df['category'] = list(categories)
+    if groups is not None: df[options.group] = list(groups)
+    learn, _ = train_labelled(df, options)
     return BpvModel(Categorizer.from_learner(learn.final))
 
-# %% ../../nbs/cli/55_compare.ipynb #eeb10413
+# %% ../../nbs/cli/55_compare.ipynb #94f6738c
 def choose_contenders(
     minutes: str = '1,5,30', # for this library, separated by commas
     only: str | None = None, # names or their beginnings, separated by commas; all if None
     seed: int = 42, # of this library
+    group: str | int | None = None, # column of groups, which `fit_bpv` of this library then takes
+    text: str = '', # columns of text, as in `TrainOptions`
 ) -> list: # of `Contender`
     "List contenders. Raises `TitleError` for minutes that are no numbers and for unknown names"
     try: times = [float(text) for text in minutes.split(',')]
     except ValueError: times = [0]
     if not all(0 < m < float('inf') for m in times):
         raise TitleError(f'--minutes {minutes}: it takes numbers above 0, with commas between')
-    options = {f'bpv {m:g} min': TrainOptions(minutes=m, seed=seed) for m in times}
+    options = {f'bpv {m:g} min': TrainOptions(minutes=m, seed=seed, group=group, text=text) for m in times}
     ours = [Contender(name, partial(fit_bpv, options=o), is_ours=True) for name, o in options.items()]
     contenders = other_contenders() + ours
     starts = [start.strip().lower() for start in (only or '').split(',') if start.strip()]
@@ -121,13 +130,15 @@ def save_comparison(
     plt.close(fig)
     return paths
 
-# %% ../../nbs/cli/55_compare.ipynb #6c5c422a
+# %% ../../nbs/cli/55_compare.ipynb #abc46e25
 @call_parse
 def bpv_compare(
     catalog: str, # TSV, CSV or Parquet file of titles and categories, .gz on top of any
     out: str = 'comparison', # folder for compare.csv, compare.json, compare.png and the results of each contender
     title: str = 'title', # column of titles; a number (for both columns) is a position in a file without header
     category: str = 'category', # column of categories
+    group: str = None, # column of suppliers, shops or brands: judge on titles of others than were trained on
+    text: str = '', # columns of text that all read beside the title, as in 'brand:50,description'
     drop: bool = False, # leave bad rows out, and list them in bad_rows.csv
     test: float = None, # titles to judge on, a number or a share below 1; a quarter, at most 20,000, by default
     minutes: str = '1,5,30', # of training for this library, once each, separated by commas
@@ -139,21 +150,31 @@ def bpv_compare(
 ):
     "Train other models and this library on the same titles, and judge them; the same command resumes after a stop"
     with command_errors('bpv_compare', debug, 'stopped; the same command keeps the contenders that are done'):
-        contenders = choose_contenders(minutes, only, seed)
+        group_col = None if group is None else column_option(group)
+        fields = TrainOptions(text=text).fields
+        contenders = choose_contenders(minutes, only, seed, group_col, text)
         limit_threads(threads)
-        df = read_catalog(catalog, column_option(title), column_option(category), 'drop' if drop else 'raise')
+        df = read_catalog(catalog, column_option(title), column_option(category), 'drop' if drop else 'raise',
+                          group_col=group_col, text_cols=fields)
         folder, results, n_threads = Path(out), Path(out)/'results', torch.get_num_threads()
         for path in catalog_report(df).write_bad_rows(folder): print(f'bad rows are listed in {path}')
         if df['category'].nunique() < 2: raise CatalogError('a comparison needs two categories at least', path=catalog)
-        train, judging = split_catalog(df, share_to_judge(len(df), test), seed)
+        # a separator is a space to all but this library
+        train, judging = split_catalog(df.assign(title=join_fields(df, fields)), share_to_judge(len(df), test), seed,
+                                       group_col)
 
         for c in contenders:
             if not c.is_installed: print(f'{c.name} is left out, it is not installed: pip install {c.package}')
         contenders = [c for c in contenders if c.is_installed]
         if not contenders: raise TitleError('no contender is left')
+        if group is not None:  # the others could not use it
+            groups = train[group_col].tolist()
+            contenders = [replace(c, fit=partial(c.fit, groups=groups)) if c.is_ours else c for c in contenders]
         print(f"{quantity(len(contenders), 'contender')} on {quantity(n_threads, 'thread')}: "
               f"{len(train):,} labelled titles, {len(judging):,} test titles", flush=True)
         about = dict(seed=seed, threads=n_threads, device='cuda' if torch.cuda.is_available() else 'cpu')
+        if group is not None: about['group_col'] = group_col
+        if text: about['text'] = text
         with threadpool_limits(n_threads, 'blas'):
             compared = compare_models(train, judging, contenders, results, about, fresh=fresh)
         distributions = packages_distributions()

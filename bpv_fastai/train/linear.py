@@ -66,7 +66,7 @@ def _solve(X: csr_matrix, y: np.ndarray, C: float) -> tuple: # classes, weights 
     signs = np.array([-1., 1.])  # of two classes the solver fits one
     return svm.classes_, svm.coef_.T * signs, svm.intercept_ * signs
 
-# %% ../../nbs/train/35_linear.ipynb #66e52e84
+# %% ../../nbs/train/35_linear.ipynb #0b0ea14d
 LOGITS_PER_MARGIN = 6. # nats; 6, 6, 8 and 10 had the least log-loss on four splits of three catalogs
 _group_size = 32 # categories that are fitted together, at most
 
@@ -104,7 +104,7 @@ def fit_linear(
     return net
 
 
-C_OPTIONS = 1., 3. # with .3 or 10 no catalog gains more than chance
+C_OPTIONS = 1., 3. # 10 gained nothing on titles of other suppliers, where little regularization pays most
 MOST_TO_CHOOSE_C = 5_000 # training titles: enough to tell the options apart, in a part of the time of a fit
 
 def choose_C(

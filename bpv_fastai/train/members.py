@@ -197,7 +197,7 @@ def _signals_blocked():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../../nbs/train/60_members.ipynb #5605cc93
+# %% ../../nbs/train/60_members.ipynb #96f2051a
 # Python puts the current folder first on the path of a process that it starts by `-c` or `-m`, and would run a tqdm.py
 # that lies beside the catalog. A worker then gets the path of this process.
 _safe_path = dict(PYTHONSAFEPATH='1')
@@ -253,8 +253,9 @@ def _raise_error(future: Future, i: int, spec: MemberSpec):
     except TerminatedWorkerError:
         raise TitleError(
             f'the process of member {i} ({spec.member.name}) was killed, as the system does when memory is short; the '
-            'others were stopped', remedy=Remedy('{resume} continues a training from its checkpoints; {n_jobs} trains one '
-                                          'member after the other, in less memory', resume=True, n_jobs=1)) from None
+            'others were stopped', remedy=Remedy(
+                '{resume} continues a training from its checkpoints; {n_jobs} trains one member after the other, in '
+                'less memory', resume=True, n_jobs=1)) from None
     except (Exception, KeyboardInterrupt) as error:  # the second if only the member was stopped
         raise RuntimeError(f'member {i} failed: {error!r}') from error
 

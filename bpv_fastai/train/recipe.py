@@ -47,7 +47,7 @@ class Member:
         if self.kind == 'bpv': return 'backward' if self.backwards else 'forward'
         return 'n-grams' if self.kind == 'ngrams' else self.kind
 
-# %% ../../nbs/train/50_recipe.ipynb #4cbe3fe8
+# %% ../../nbs/train/50_recipe.ipynb #a19d778d
 def default_epochs(
     n_titles: int, # to train on
 ) -> int: # passes of a recurrent network with SGD, 5 to 30
@@ -56,9 +56,9 @@ def default_epochs(
 
 def small_epochs(
     n_titles: int, # to train on
-) -> int: # passes of a small recurrent network with Adam, 5 to 30
+) -> int: # passes of a small recurrent network with Adam, 3 to 30
     "Return 30 for two thousand titles, 13 for ten thousand, 7 for forty thousand"
-    return round(min(30, max(5, 30 * (2_000 / max(1, n_titles))**.5)))
+    return round(min(30, max(3, 30 * (2_000 / max(1, n_titles))**.5)))
 
 def word_epochs(
     n_titles: int, # to train on
@@ -72,11 +72,11 @@ def ngram_epochs(
     "Return 42 for two thousand titles, 14 for thirty thousand, 7 for two hundred thousand"
     return round(min(42, max(5, 42 * (2_000 / max(1, n_titles))**.4)))
 
-# %% ../../nbs/train/50_recipe.ipynb #ecfe6764
+# %% ../../nbs/train/50_recipe.ipynb #bd9b9a21
 # From so many titles on wider LSTMs, smaller dropouts of QRNNs and larger batches on a GPU are worth it
 LARGE_CATALOG = 20_000  # titles; benchmarks/results/grid.json
 MOST_FINAL = 20_000  # titles up to which members are trained once more on all titles: .005 at 10,000, .0004 at 40,000
-MOST_LINEAR = 600.  # seconds that a linear model may take
+MOST_LINEAR = 1_250.  # seconds that a linear model may take; at 200,000 titles it is the best member
 # Descriptions of 116 characters on average: F1 .506 with 128 and with 512 tokens (.457 with 64), in 71% of the time
 MOST_READ = 128  # tokens of a title that a recurrent network reads on a CPU; n-grams read all
 
@@ -86,8 +86,8 @@ def linear_seconds(
     length: float, # tokens of a title, on average
 ) -> float: # on one core
     "Estimate the seconds of `fit_linear`: 11 for 10,000 titles of 32 tokens in 209 categories"
-    # measured: 11 s there, 157 s for 7,056 titles of 138 tokens in 1,185 categories
-    return 1.7e-7 * n_titles * n_categories * length
+    # measured: 11 s there, 157 s for 7,056 titles of 138 tokens in 1,185 categories, 1,200 s for 200,000 of 32 in 350
+    return 11 * (n_titles / 10_000)**1.4 * n_categories / 209 * length / 32
 
 @dataclass
 class Recipe:
@@ -201,7 +201,7 @@ def relative_cost(
     # measured: LSTM 1.9 at 192, 2.4 at 256, 7.7 (bf16) and 9.1 (float32) at 512; QRNN 1.6, 2.1, 5.9
     return (nh / 128)**dict(lstm=1.5, qrnn=1.25)[cell]
 
-# %% ../../nbs/train/50_recipe.ipynb #226042a5
+# %% ../../nbs/train/50_recipe.ipynb #a65de983
 # Share of the measured speed; optimizer, validation and the network on the next core take the remainder
 TRAINING_SHARE = .83  # benchmarks/minilm.py
 BAG_COST = .3  # of a bag of n-grams for a title, relative to a network 128 wide
@@ -218,8 +218,8 @@ def seconds(self: Recipe,
     "Estimate the seconds until all members are trained"
     def of(member: Member) -> float:
         if member.kind == 'linear':
-            n_choosing = 0 if 'C' in member.kwargs else len(C_OPTIONS) * min(n_titles, MOST_TO_CHOOSE_C)
-            return linear_seconds(n_titles + n_choosing, n_categories, length)
+            fits = [n_titles] + ([] if 'C' in member.kwargs else [min(n_titles, MOST_TO_CHOOSE_C)] * len(C_OPTIONS))
+            return sum(linear_seconds(n, n_categories, length) for n in fits)
         sizes = dict(nh=512, cell='lstm') | member.kwargs
         cost = dict(ngrams=BAG_COST, words=WORDS_COST).get(member.kind)
         if cost is None: cost = relative_cost(sizes['nh'], sizes['cell'])
