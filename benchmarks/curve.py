@@ -8,7 +8,7 @@
 
 A seed draws `n` labelled titles and test titles (`labelled_split`). Everybody gets the labelled ones and nothing else.
 This library holds some of them out to judge members and to fit decisions, then trains on all where there are up to
-20,000, and fits its rule on the test titles without their labels. The SVMs choose C among .3, 1 and 3 on a fifth of the
+20,000, and fits its rule on the test titles without their labels, unless these are of other groups. The SVMs choose C among .3, 1 and 3 on a fifth of the
 labelled titles (at most 20,000) and then train on all; fastText does so with at least three settings, and as many of 43
 as can begin in the seconds that our training took, at most ten minutes.
 
@@ -41,9 +41,9 @@ rivals = 'SVM, words', 'SVM, characters', 'SVM, both', 'fastText'
 
 
 def judged(learn: Ensemble, judge: Judge) -> dict:
-    "Score an ensemble by the most probable category, with the rule of its held-out titles, and with one for the test"
+    "Score an ensemble by the most probable category, with the rule of its held-out titles, and as `bpv_predict` does"
     cat, titles = Categorizer.from_learner(learn), judge.test['title']
-    ways = dict(best=dict(decide='best'), rule=dict(decide='f1', adapt=False), f1=dict(decide='f1', adapt=True))
+    ways = dict(best=dict(decide='best'), rule=dict(decide='f1', adapt=False), f1=dict(decide='f1'))
     return {way: judge(cat.predict(titles, progress=False, **options)['category']) for way, options in ways.items()}
 
 

@@ -79,7 +79,7 @@ def _training_report(dls, table: pd.DataFrame | None, n_judged: int) -> dict:
     return dict(train_titles=len(dls.train_ds), valid_titles=n_judged or len(dls.valid_ds),
                 categories=len(dls.vocab), scores=scores) | judged
 
-# %% ../nbs/50_categorizer.ipynb #5db3a656
+# %% ../nbs/50_categorizer.ipynb #71baad1e
 def _labeller(
     model: SavedModel, top_k: int, decide: str | None, min_confidence: float | None, bs: int, device, precision: str,
 ) -> TitleLabeller:
@@ -106,7 +106,7 @@ def predict(self: Categorizer,
     bs: int = 128, # titles in a batch, at most; a GPU wants 1,024
     device: str | torch.device | None = None, # a GPU if there is one, if None
     precision: str = 'auto', # 'fp32', 'bf16', or bf16 where the device has it natively
-    adapt: bool | None = None, # fit the rule for F1 on these titles; if None, where they are more than it was fitted on
+    adapt: bool | None = None, # fit the rule for F1 on these titles; if None, where `Decider.n_titles` says so
 ) -> pd.DataFrame: # title, category, confidence, accepted, the top k, and reason (why there is no category)
     "Label titles, a row for each in the order given. A Series keeps its index"
     label = _labeller(self, top_k, decide, min_confidence, bs, device, precision)

@@ -118,8 +118,12 @@ def test_a_file_that_names_categories_that_do_not_exist_is_refused(fitted, tmp_p
     with pytest.raises(CategorizerError, match='names categories that do not exist'): Categorizer.load(tmp_path)
 
 
+def keep_all(log_probs, *_): return list(range(len(log_probs)))
+
+
 @pytest.mark.parametrize('n_jobs', [1, 2])
-def test_final_members_are_those_of_all_titles(dls, n_jobs):
+def test_final_members_are_those_of_all_titles(dls, n_jobs, monkeypatch):
+    monkeypatch.setattr(average, 'members_ahead', keep_all)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try: judged = train(dls, n_jobs=n_jobs)
@@ -143,7 +147,7 @@ def test_the_regularization_is_chosen_on_validation_titles(dls, options, monkeyp
 
 def test_members_without_a_share_are_not_trained_again(dls, monkeypatch):
     "And the others are, with their own seeds and what was chosen on titles held out"
-    monkeypatch.setattr(average, 'members_ahead', lambda log_probs, *_: list(range(len(log_probs)))[1:])
+    monkeypatch.setattr(average, 'members_ahead', lambda *args: keep_all(*args)[1:])
     judged = train(dls, [Member('bpv', 1, kwargs=dict(nh=8)), Member('linear'), Member('ngrams', 3, **bags)], seed=4)
     assert judged.model.shares[0] == 0 and judged.final.reports['member'].tolist() == ['linear', 'n-grams']
     assert judged.final.reports['seed'].tolist() == [5, 6] and judged.final.model.shares == judged.model.shares[1:]
@@ -155,7 +159,7 @@ def test_members_without_a_share_are_not_trained_again(dls, monkeypatch):
 def test_rows_that_cannot_judge_train_the_final_members_also_side_by_side():
     df = synthetic_catalog(900, 6, seed=3)
     train_part, valid, other = df[:500], df[500:700], df[700:]
-    dls = TitleDataLoaders.from_split(train_part, valid, other=other, bs=32, verbose=False)
+    dls = TitleDataLoaders.from_split(train_part, valid, other=other, bs=32)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try: finals = [train(dls, n_jobs=n_jobs).final for n_jobs in (1, 2)]

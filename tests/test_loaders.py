@@ -243,5 +243,7 @@ def test_decisions_are_fitted_on_some_groups_and_judged_on_others():
     in_second = learn.f1_calibration._second_half(dls.valid)
     groups = dls.valid_ds.groups[dls.valid.get_idxs()]
     assert not set(groups[in_second]) & set(groups[~in_second]) and .25 <= in_second.mean() <= .75
+    with learn.quiet(): learn.f1_calibration.calibrate()
+    assert learn.decider.n_titles == 0  # its rule stays as it is for titles of other groups
     dls.valid_ds.groups = np.where(dls.valid_ds.groups == groups[0], 0, 1) * 0  # one group cannot be halved
     assert .4 < learn.f1_calibration._second_half(dls.valid).mean() < .6

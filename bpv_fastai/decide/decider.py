@@ -19,7 +19,7 @@ from .metrics import CategoryCounts
 from .probabilities import TopProbs, as_top_probs
 from .rules import ExpectedF1, F1Cutoffs, prob_of
 
-# %% ../../nbs/decide/70_decider.ipynb #a7c5b274
+# %% ../../nbs/decide/70_decider.ipynb #209be205
 class Decider:
     "Category, calibrated confidence and acceptance of titles from a network's probabilities"
     rules = ('f1', 'best')
@@ -30,7 +30,7 @@ class Decider:
         k: int = 32, # probabilities used of each title
         table: pd.DataFrame | None = None, # scores of the decisions on the titles of the fit, see `judge_decisions`
         weights: int | None = None, # checksum of the weights that it was fitted for, where that is known
-        n_titles: int = 0, # that the rule was fitted on
+        n_titles: int = 0, # that the rule was fitted on: it is fitted anew to more; 0 if it shall stay as it is
     ):
         self.calibrator, self.rule, self.k, self.table = calibrator, rule, k, table
         self.weights, self.n_titles = weights, n_titles
@@ -81,19 +81,20 @@ def judge_decisions(
             for decision, (targs, preds) in answers.items()}
     return pd.DataFrame(rows).T.rename_axis(['decision', 'probabilities'])
 
-# %% ../../nbs/decide/70_decider.ipynb #d1314434
+# %% ../../nbs/decide/70_decider.ipynb #362cc893
 @patch(cls_method=True)
 def fit(cls: Decider,
     halves: Sequence[tuple[TopProbs, np.ndarray]], # two random halves of labelled titles: probabilities, true ids
     precision: float = .98, # titles are accepted from the confidence on at which this share of them is right
     k: int = 32, # probabilities used of each title
     folds: Sequence | None = None, # as in `judge_decisions`
+    adapts: bool = True, # whether the rule shall be fitted anew where more titles than these are labelled
 ) -> Decider: # with the table of `judge_decisions` as `table`
     "Fit calibrator and rule on all titles, and thresholds on their confidence"
     top, targs = TopProbs.concat([half for half, _ in halves]), np.concatenate([targs for _, targs in halves])
     calibrator = ProbabilityCalibrator().fit(top, targs)
     decider = cls(calibrator, ExpectedF1.fit(calibrator.transform(top)), None, k, judge_decisions(halves, folds),
-                  n_titles=len(targs))
+                  n_titles=len(targs) * adapts)
     for rule in cls.rules:
         preds, confidence, _ = decider.decide(top, rule)
         decider.thresholds[rule] = threshold_for(confidence, preds == targs, precision)

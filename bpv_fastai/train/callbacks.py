@@ -162,7 +162,7 @@ def best_preds(
     columns = (np.concatenate(column)[input_order] for column in zip(*parts))
     return dict(zip(('preds', 'probs', 'targs', 'losses'), columns))
 
-# %% ../../nbs/train/30_callbacks.ipynb #3860edb7
+# %% ../../nbs/train/30_callbacks.ipynb #b29b47d1
 def current_decider(
     learn: Learner, # that `F1Calibration` has calibrated, or not
 ) -> Decider: # unfitted, with a warning, if the learner has other weights by now
@@ -229,7 +229,9 @@ class F1Calibration(Callback):
         halves, *refitted = [[(gatherer.result(), targs[half]) for gatherer, half in zip(both, (~in_second, in_second))]
                              for both in gatherers]
         folds = [refitted[0], refitted[1][::-1]] if refitted else None
-        self.learn.fitted_decider = decider = Decider.fit(halves, self.precision, self.k, folds)
+        # on titles of other groups probabilities are less true, and a rule that is fitted to them may lose .03
+        adapts = dl.dataset.groups is None
+        self.learn.fitted_decider = decider = Decider.fit(halves, self.precision, self.k, folds, adapts)
         decider.weights = weights_checksum(self.learn.model)
         if self.verbose and self.learn.logger != noop: print(decider.table.round(4).to_string())
 
