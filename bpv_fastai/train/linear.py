@@ -66,7 +66,7 @@ def _solve(X: csr_matrix, y: np.ndarray, C: float) -> tuple: # classes, weights 
     signs = np.array([-1., 1.])  # of two classes the solver fits one
     return svm.classes_, svm.coef_.T * signs, svm.intercept_ * signs
 
-# %% ../../nbs/train/35_linear.ipynb #0b0ea14d
+# %% ../../nbs/train/35_linear.ipynb #88c13cbb
 LOGITS_PER_MARGIN = 6. # nats; 6, 6, 8 and 10 had the least log-loss on four splits of three catalogs
 _group_size = 32 # categories that are fitted together, at most
 
@@ -114,8 +114,9 @@ def choose_C(
     report: Callable = noop, # called with the share that is done, as in `fit_linear`
 ) -> float: # the smaller one of equals
     "Choose the regularization with which most validation titles are right"
+    def count_right(logits, targs): return int((logits.argmax(1).cpu() == targs.cpu()).sum())
     n_right = {}
     for i, C in enumerate(C_OPTIONS):
         fit_linear(net, batches, C, lambda share: report((i + share) / len(C_OPTIONS)))
-        n_right[C] = sum(map_outputs(net, valid, lambda logits, targs: int((logits.argmax(1) == targs).sum())))
+        n_right[C] = sum(map_outputs(net, valid, count_right))
     return max(C_OPTIONS, key=n_right.get)
